@@ -1,0 +1,361 @@
+"""The world behind an environment: four replaceable parts and the simulator that composes them.
+
+    x, q ~ ContextSource    a ~ policy    s ~ OutputModel(q, a)    r ~ noise(RewardModel(x, q, s))
+
+Any object with the methods of a protocol is a part. Truth and noise are separate: parts give noiseless means and draws
+of outputs, and observation noise is added around the mean in :meth:`RewardNoise.draw` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+from offprompts_env.errors import ConfigError, DimensionError, unknown_name
+from offprompts_env.rng import stream
+from offprompts_env.sampling import check_probabilities, inverse_cdf, sample_actions
+from offprompts_env.types import (
+    Contexts,
+    Estimate,
+    FloatArray,
+    IntArray,
+    Outputs,
+    Policy,
+    PromptSet,
+    check_actions,
+    check_rewards,
+)
+
+RewardKind = Literal["continuous", "binary"]
+
+
+@runtime_checkable
+class ContextSource(Protocol):
+    """Draws who asks about what."""
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x``."""
+        ...
+
+    @property
+    def query_dim(self) -> int:
+        """``d_q``."""
+        ...
+
+    def sample(self, n: int, rng: np.random.Generator) -> Contexts:
+        """Draw n independent rounds."""
+        ...
+
+
+@runtime_checkable
+class OutputModel(Protocol):
+    """The frozen generator: what it answers to a query under a prompt. It never sees the user."""
+
+    @property
+    def output_dim(self) -> int:
+        """``d_o``."""
+        ...
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The catalogue that actions index."""
+        ...
+
+    def sample(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
+        """Draw one output a round.
+
+        What is random in row i depends on the state of `rng` and on i, never on the actions of any row. So the same
+        generator state gives common random numbers across policies.
+        """
+        ...
+
+
+@runtime_checkable
+class GaussianOutputs(OutputModel, Protocol):
+    """An output model whose output is ``base(q) + effects[a] + Normal(0, diag(noise_std²))``."""
+
+    @property
+    def effects(self) -> FloatArray:
+        """What each prompt adds to the mean, (A, d_o)."""
+        ...
+
+    @property
+    def noise_std(self) -> FloatArray:
+        """Standard deviation of each output dimension, (d_o,)."""
+        ...
+
+    def base(self, contexts: Contexts) -> FloatArray:
+        """The part of the mean that no prompt changes, (n, d_o)."""
+        ...
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """The user's noiseless reaction ``E[r | x, q, s]``; under binary rewards a probability."""
+
+    @property
+    def kind(self) -> RewardKind:
+        """Whether the mean is that of a continuous or of a binary reward."""
+        ...
+
+    def mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return the noiseless reward, (n,)."""
+        ...
+
+
+@runtime_checkable
+class LinearReward(RewardModel, Protocol):
+    """A reward model that reads the output through ``weights(x, q) · s``, behind a logistic link if binary."""
+
+    def weights(self, contexts: Contexts) -> FloatArray:
+        """Return what multiplies the output, (n, d_o)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RewardNoise:
+    """Observation noise: ``Normal(mean, std²)`` for a continuous, ``Bernoulli(mean)`` for a binary reward."""
+
+    kind: RewardKind = "continuous"
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(RewardKind):
+            raise unknown_name("reward type", self.kind, get_args(RewardKind))
+        if not (np.isfinite(self.std) and self.std >= 0):
+            raise ConfigError(f"reward_std: expected a finite number ≥ 0, got {self.std}")
+
+    def draw(self, mean: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Return observed rewards around the noiseless `mean` (n,), float32."""
+        check_rewards(mean)
+        if self.kind == "binary":
+            return (rng.random(len(mean), dtype=np.float32) < mean).astype(np.float32)
+        noise = rng.standard_normal(len(mean), dtype=np.float32)
+        return np.asarray(mean + np.float32(self.std) * noise, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """What happened in n rounds.
+
+    Attributes:
+        contexts: who asked about what.
+        actions: prompts used, (n,).
+        outputs: what the model answered.
+        expected_reward: ``E[r | x, q, s]``, (n,).
+        reward: what was observed, (n,).
+    """
+
+    contexts: Contexts
+    actions: IntArray
+    outputs: Outputs
+    expected_reward: FloatArray
+    reward: FloatArray
+
+
+# Rows of an (n, A) matrix of expected rewards that are held at once: 16 MiB of float64.
+_CHUNK = 1 << 21
+
+
+class Simulator:
+    """Composes the parts; knows the truth.
+
+    Args:
+        contexts: source of users and queries.
+        outputs: the frozen generator with its prompts.
+        rewards: noiseless reaction.
+        reward_std: standard deviation of the observation noise of a continuous reward.
+
+    Raises:
+        ConfigError: a part lacks a method of its protocol.
+        DimensionError: parts disagree about a dimension.
+    """
+
+    def __init__(
+        self, contexts: ContextSource, outputs: OutputModel, rewards: RewardModel, *, reward_std: float = 1.0
+    ) -> None:
+        for name, part, protocol in (
+            ("contexts", contexts, ContextSource),
+            ("outputs", outputs, OutputModel),
+            ("rewards", rewards, RewardModel),
+        ):
+            if not isinstance(part, protocol):
+                needed = [m for m in dir(protocol) if not m.startswith("_")]
+                missing = [m for m in needed if not hasattr(part, m)]
+                raise ConfigError(
+                    f"{name}: expected an object like {protocol.__name__}, but {type(part).__name__} lacks "
+                    f"{', '.join(missing)}; add what is missing"
+                )
+        self.contexts, self.outputs, self.rewards = contexts, outputs, rewards
+        self.noise = RewardNoise(rewards.kind, reward_std)
+        self._check_dimensions()
+
+    def _check_dimensions(self) -> None:
+        """Play one round with every part, so that parts that do not fit are found when they are put together."""
+        rng = np.random.default_rng(0)
+        probe = self.contexts.sample(1, rng)
+        found = (probe.context.shape[1], probe.query.shape[1])
+        if found != (self.contexts.context_dim, self.contexts.query_dim):
+            raise DimensionError(
+                f"contexts: expected dimensions {(self.contexts.context_dim, self.contexts.query_dim)} as declared, "
+                f"got {found} from sample()"
+            )
+        if isinstance(self.outputs, GaussianOutputs):
+            effects = self.outputs.effects.shape
+            if effects != (self.n_prompts, self.outputs.output_dim):
+                raise DimensionError(
+                    f"outputs: expected effects of shape ({self.n_prompts}, {self.outputs.output_dim}), got {effects}"
+                )
+        if isinstance(self.rewards, LinearReward):
+            try:
+                found_dim = self.rewards.weights(probe).shape[1]
+            except ValueError as error:
+                raise DimensionError(
+                    f"rewards: cannot read contexts with d_x={found[0]} and d_q={found[1]}: {error}"
+                ) from error
+            if found_dim != self.outputs.output_dim:
+                raise DimensionError(
+                    f"rewards: expected to read outputs of dimension {self.outputs.output_dim}, but the reward model "
+                    f"reads {found_dim}; build both with the same output dimension"
+                )
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The catalogue that actions index."""
+        return self.outputs.prompts
+
+    @property
+    def n_prompts(self) -> int:
+        """``A``."""
+        return len(self.prompts)
+
+    @property
+    def exact(self) -> bool:
+        """Whether expected rewards of all prompts are computed without sampling outputs."""
+        return isinstance(self.outputs, GaussianOutputs) and isinstance(self.rewards, LinearReward)
+
+    def play(
+        self, contexts: Contexts, actions: IntArray, output_rng: np.random.Generator, reward_rng: np.random.Generator
+    ) -> Rounds:
+        """Play `actions` (n,) in `contexts`: generate, react, add noise."""
+        actions = check_actions(actions, self.n_prompts, len(contexts))
+        outputs = self.outputs.sample(contexts, actions, output_rng)
+        expected = check_rewards(self.rewards.mean(contexts, outputs))
+        return Rounds(contexts, actions, outputs, expected, self.noise.draw(expected, reward_rng))
+
+    def expected_rewards(self, contexts: Contexts, *, n_samples: int = 16, seed: int = 0) -> FloatArray:
+        """Return ``E[r | x, q, a]`` for all prompts, (n, A).
+
+        Closed form where :attr:`exact`. With ``w = weights(x, q)``, ``m_a = base(q) + effects[a]`` and noise standard
+        deviations ``σ``, a continuous reward has ``w · m_a``; a binary one has ``E[logistic(w · m_a + ‖w ∘ σ‖ Z)]``
+        with Z standard normal, by 32-node Gauss–Hermite quadrature. Otherwise the mean over `n_samples` outputs of each
+        prompt, drawn with the stream ``("expected_rewards", i)`` of `seed` for sample i.
+        """
+        outputs, rewards = self.outputs, self.rewards
+        if isinstance(outputs, GaussianOutputs) and isinstance(rewards, LinearReward):
+            weights = np.asarray(rewards.weights(contexts), dtype=np.float64)
+            fixed = np.einsum("nd,nd->n", weights, outputs.base(contexts))
+            means = weights @ outputs.effects.astype(np.float64).T
+            means += fixed[:, None]
+            if rewards.kind == "binary":
+                spread = np.linalg.norm(weights * outputs.noise_std, axis=1)
+                return _logistic_normal_mean(means, spread)
+            return np.asarray(means)
+        total = np.zeros((len(contexts), self.n_prompts))
+        everyone = contexts.repeat(self.n_prompts)
+        actions = np.tile(np.arange(self.n_prompts), len(contexts))
+        for sample in range(n_samples):
+            drawn = outputs.sample(everyone, actions, stream(seed, "expected_rewards", sample))
+            total += check_rewards(rewards.mean(everyone, drawn)).reshape(total.shape)
+        return total / n_samples
+
+    def policy_value(
+        self,
+        policy: Policy,
+        *,
+        contexts: Contexts | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        confidence: float = 0.95,
+    ) -> Estimate:
+        """Return ``V(π) = E[r]`` under `policy`, without observation noise.
+
+        Where :attr:`exact`, the term of a context is ``Σ_a π(a | x, q) E[r | x, q, a]``; otherwise an action and an
+        output are drawn in each context and the term is ``E[r | x, q, s]``. The contexts, the uniforms behind the
+        actions and the randomness of the outputs depend on `seed` only, so two policies are compared under common
+        random numbers: ``a.minus(b)`` of two estimates is their paired difference.
+
+        Args:
+            policy: any policy over this simulator's prompts.
+            contexts: rounds to average over; by default `n` of them from the context source.
+            n: number of rounds, by default 10,000 where exact and 2,000 where outputs are drawn.
+            seed: names the evaluation.
+            confidence: of the interval.
+
+        Raises:
+            DimensionError: the policy is over another number of prompts.
+        """
+        if policy.n_prompts != self.n_prompts:
+            raise DimensionError(
+                f"policy: expected {self.n_prompts} prompts as in this simulator, got {policy.n_prompts}; "
+                "use a policy over the same catalogue"
+            )
+        if contexts is None:
+            rounds = n if n is not None else (10_000 if self.exact else 2_000)
+            contexts = self.evaluation_contexts(rounds, seed)
+        if self.exact:
+            terms = np.empty(len(contexts))
+            for rows in self._chunks(len(contexts)):
+                part = contexts.take(rows)
+                pmf = check_probabilities(policy.probabilities(part), len(part), self.n_prompts)
+                terms[rows] = np.einsum("na,na->n", pmf, self.expected_rewards(part))
+        else:
+            actions = self._common_actions(policy, contexts, seed)
+            outputs = self.outputs.sample(contexts, actions, stream(seed, "evaluation", "outputs"))
+            terms = check_rewards(self.rewards.mean(contexts, outputs))
+        return Estimate.of_mean(terms, confidence=confidence)
+
+    def evaluation_contexts(self, n: int, seed: int = 0) -> Contexts:
+        """Return the `n` rounds over which :meth:`policy_value` averages by default."""
+        return self.contexts.sample(n, stream(seed, "evaluation", "contexts"))
+
+    def oracle(self, contexts: Contexts, *, n_samples: int = 16, seed: int = 0) -> IntArray:
+        """Return the prompt with the largest expected reward in each context, (n,)."""
+        best = np.empty(len(contexts), dtype=np.int64)
+        for rows in self._chunks(len(contexts)):
+            best[rows] = self.expected_rewards(contexts.take(rows), n_samples=n_samples, seed=seed).argmax(axis=1)
+        return best
+
+    def _common_actions(self, policy: Policy, contexts: Contexts, seed: int) -> IntArray:
+        rng = stream(seed, "evaluation", "actions")
+        if hasattr(policy, "sample"):
+            return sample_actions(policy, contexts, rng)[0]
+        uniforms = rng.random(len(contexts))
+        actions = np.empty(len(contexts), dtype=np.int64)
+        for rows in self._chunks(len(contexts)):
+            part = contexts.take(rows)
+            pmf = check_probabilities(policy.probabilities(part), len(part), self.n_prompts)
+            actions[rows] = inverse_cdf(pmf, uniforms[rows])
+        return actions
+
+    def _chunks(self, n: int) -> Iterator[slice]:
+        size = max(1, _CHUNK // self.n_prompts)
+        return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _logistic_normal_mean(location: FloatArray, scale: FloatArray, nodes: int = 32) -> FloatArray:
+    """Return ``E[logistic(location + scale · Z)]``, Z standard normal; `location` (n, A), `scale` (n,)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    total = np.zeros_like(location)
+    for point, weight in zip(points, weights / weights.sum(), strict=True):
+        total += weight * logistic(location + (scale * point)[:, None])
+    return total
+
+
+def logistic(z: FloatArray) -> FloatArray:
+    """Return ``1 / (1 + exp(−z))`` without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * z)))
