@@ -129,13 +129,21 @@ class RewardNoise:
         if not (np.isfinite(self.std) and self.std >= 0):
             raise ConfigError(f"reward_std: expected a finite number ≥ 0, got {self.std}")
 
+    def variates(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """Draw what :meth:`apply` turns into n rewards: standard normals, or uniforms for a binary reward; float32."""
+        if self.kind == "binary":
+            return rng.random(n, dtype=np.float32)
+        return rng.standard_normal(n, dtype=np.float32)
+
+    def apply(self, mean: FloatArray, variates: FloatArray) -> FloatArray:
+        """Return the rewards observed around the noiseless `mean` given :meth:`variates`, elementwise, float32."""
+        if self.kind == "binary":
+            return (variates < mean).astype(np.float32)
+        return np.asarray(mean + np.float32(self.std) * variates, dtype=np.float32)
+
     def draw(self, mean: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Return observed rewards around the noiseless `mean` (n,), float32."""
-        check_rewards(mean)
-        if self.kind == "binary":
-            return (rng.random(len(mean), dtype=np.float32) < mean).astype(np.float32)
-        noise = rng.standard_normal(len(mean), dtype=np.float32)
-        return np.asarray(mean + np.float32(self.std) * noise, dtype=np.float32)
+        return self.apply(mean, self.variates(len(mean), rng))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

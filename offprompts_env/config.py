@@ -1,0 +1,49 @@
+"""Frozen configuration records made from keyword arguments, with messages that name the nearest valid setting."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Self
+
+from offprompts_env.errors import ConfigError, unknown_name
+
+
+class Config:
+    """Mixin of frozen configuration dataclasses: JSON-able, made from keyword arguments."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make the record from keyword arguments.
+
+        Raises:
+            ConfigError: a setting is unknown (the message names the nearest valid one) or out of range.
+        """
+        valid = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        for name in settings:
+            if name not in valid:
+                raise unknown_name("setting", name, valid)
+        return cls(**settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a JSON-able dict from which :meth:`from_settings` makes an equal record."""
+        result: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
+        return result
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise :class:`ConfigError` unless `value` is an integer in [low, high]."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not valid or (high is not None and isinstance(value, int) and value > high):
+        span = f"≥ {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name}: expected an integer {span}, got {value!r}")
+
+
+def check_number(name: str, value: object, low: float = -math.inf, *, strict: bool = False) -> None:
+    """Raise :class:`ConfigError` unless `value` is a finite number ≥ `low` (> `low` if `strict`)."""
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not valid or value < low or (strict and value == low):  # type: ignore[operator]
+        bound = "" if low == -math.inf else f" {'>' if strict else '≥'} {low}"
+        raise ConfigError(f"{name}: expected a finite number{bound}, got {value!r}")
