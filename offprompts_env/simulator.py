@@ -267,8 +267,9 @@ class Simulator:
         if isinstance(outputs, GaussianOutputs) and isinstance(rewards, LinearReward):
             weights = np.asarray(rewards.weights(contexts), dtype=np.float64)
             fixed = np.einsum("nd,nd->n", weights, outputs.base(contexts))
-            means = weights @ outputs.effects.astype(np.float64).T
-            means += fixed[:, None]
+            # The part that no prompt changes rides along as one more column: a single pass over the (n, A) result.
+            effects = np.column_stack([outputs.effects, np.ones(self.n_prompts)])
+            means = np.column_stack([weights, fixed]) @ effects.T
             if rewards.kind == "binary":
                 spread = np.linalg.norm(weights * outputs.noise_std, axis=1)
                 return _logistic_normal_mean(means, spread)
