@@ -1,0 +1,143 @@
+"""How the next token is chosen: settings, truncation, and inverse-CDF sampling from given uniforms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from offprompts_env.errors import ConfigError, NumericalError, unknown_name
+
+# Tokens looked at before a nucleus is searched by a full sort: peaked distributions never need the sort.
+_NUCLEUS_GUESS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Decoding parameters.
+
+    Truncations apply in the order top-k, top-p, min-p to ``softmax(logits / temperature)``, and each renormalises.
+    Tokens tied with the last one kept are kept too.
+
+    Attributes:
+        max_new_tokens: longest continuation, in tokens.
+        temperature: of the softmax, > 0.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the fewest most probable tokens whose mass reaches `top_p`; 1 keeps all.
+        min_p: keep tokens at least `min_p` times as probable as the most probable one; 0 keeps all. It costs no sort.
+        greedy: always take the most probable token; the other settings but `max_new_tokens` and `stop` do nothing.
+        stop: strings before which a continuation is cut, besides the model's own end token.
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    greedy: bool = False
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        checks = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "an integer ≥ 1"),
+            ("temperature", 0 < self.temperature < float("inf"), "a finite number > 0 (greedy=True for the limit 0)"),
+            ("top_k", self.top_k >= 0, "an integer ≥ 0, with 0 for no limit"),
+            ("top_p", 0 < self.top_p <= 1, "a number in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "a number in [0, 1]"),
+            ("stop", all(isinstance(text, str) and text for text in self.stop), "non-empty strings"),
+        )
+        for name, fine, expected in checks:
+            if not fine:
+                raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> Decoding:
+        """Make it from a JSON-able mapping; unknown names are answered with the nearest valid one."""
+        valid = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in valid:
+                raise unknown_name("decoding parameter", name, valid)
+        return cls(**settings)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return all settings, JSON-able."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+
+def choose(logits: torch.Tensor, uniforms: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Return the next token of each row.
+
+    Sampling takes the first token, in vocabulary order, whose cumulative weight exceeds the uniform's share of the
+    total. So a row's token is a function of its own logits and its own uniform.
+
+    Args:
+        logits: (n, V).
+        uniforms: in [0, 1), (n,).
+        decoding: settings.
+
+    Returns:
+        token ids (n,).
+
+    Raises:
+        NumericalError: logits are NaN, or a row has no finite maximum.
+    """
+    logits = logits.float()
+    if decoding.greedy:
+        top = logits.max(dim=-1)
+        _check(top.values)
+        return top.indices
+    weights = truncated_weights(logits, decoding)
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1]
+    _check(total)
+    # Rounding must not push the target to the total, past the last token with positive weight.
+    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+
+
+def truncated_weights(logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Return unnormalised probabilities of the next token, (n, V), at most 1, 0 for tokens that are cut off."""
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(decoding.temperature).exp_()
+    if 0 < decoding.top_k < weights.shape[-1]:
+        _cut(weights, weights.topk(decoding.top_k, dim=-1).values[:, -1:])
+    if decoding.top_p < 1:
+        _cut(weights, _nucleus_edge(weights, decoding.top_p))
+    if decoding.min_p > 0:
+        _cut(weights, weights.new_full((1, 1), decoding.min_p))
+    return weights
+
+
+def _cut(weights: torch.Tensor, edge: torch.Tensor) -> None:
+    weights.masked_fill_(weights < edge, 0.0)
+
+
+def _nucleus_edge(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the smallest weight inside each row's nucleus, (n, 1)."""
+    need = top_p * weights.sum(dim=-1, keepdim=True)
+    size = min(_NUCLEUS_GUESS, weights.shape[-1])
+    largest = weights.topk(size, dim=-1).values
+    edge = _edge_of_sorted(largest, need)
+    open_rows = largest.sum(dim=-1) < need[:, 0]
+    if size < weights.shape[-1] and bool(open_rows.any()):
+        ordered = weights[open_rows].sort(dim=-1, descending=True).values
+        edge[open_rows] = _edge_of_sorted(ordered, need[open_rows])
+    return edge
+
+
+def _edge_of_sorted(ordered: torch.Tensor, need: torch.Tensor) -> torch.Tensor:
+    # A token is in the nucleus while the mass before it is short of the need; the first one always is.
+    before = ordered.cumsum(dim=-1) - ordered
+    inside = (before < need).sum(dim=-1, keepdim=True).clamp_(min=1)
+    return ordered.gather(-1, inside - 1)
+
+
+def _check(values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        row = int(torch.nonzero(~torch.isfinite(values))[0, 0])
+        raise NumericalError(
+            f"language model: expected finite logits, got NaN or infinity in row {row} of a batch; "
+            "compute in another type (dtype='float32' or 'bfloat16') or check the weights"
+        )

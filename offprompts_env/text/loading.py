@@ -1,0 +1,113 @@
+"""Loading frozen Hugging Face models and tokenizers: devices, number types, fingerprints, and readable errors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offprompts_env.errors import ConfigError, ModelError, unknown_name
+
+# Weights up to this size are hashed whole; of larger ones every tensor gives an evenly spaced sample.
+_HASHED_WHOLE = 256 << 20
+_HASHED_SAMPLE = 4096
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device, or none of its kind on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:0', got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for, but torch finds no CUDA device here; use 'cpu' or 'auto'")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """Return the number type to compute in.
+
+    ``"auto"`` is float32 on the CPU, where half precision is slow, and the checkpoint's own type elsewhere.
+    """
+    if name not in _DTYPES:
+        raise unknown_name("dtype", name, _DTYPES)
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
+    """Return the model and the tokenizer at `source`, in evaluation mode and without gradients.
+
+    Only safetensors weights are read, and no code that comes with a model is run.
+
+    Args:
+        auto_class: ``AutoModel``, ``AutoModelForCausalLM`` or the like.
+        source: a directory, or the id of a model on the hub.
+        device: where it computes; see :func:`resolve_device`.
+        dtype: what it computes in; see :func:`resolve_dtype`.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    place = resolve_device(device)
+    local = Path(source).expanduser()
+    looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~", "\\"))
+    if not local.is_dir() and looks_local:
+        raise ModelError(f"model: expected a directory at {str(source)!r}, found none; check the path")
+    name = str(local) if local.is_dir() else str(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local.is_dir())
+        model = auto_class.from_pretrained(
+            name, dtype=resolve_dtype(dtype, place), local_files_only=local.is_dir(), use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        where = (
+            f"the directory {name!r} is not a complete model with a tokenizer and safetensors weights"
+            if local.is_dir()
+            else f"there is no directory {name!r}, and the model hub has no such id or cannot be reached from here; "
+            "download the model on a machine with hub access and pass its directory"
+        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model: cannot load {name!r}: {where} ({reason})") from error
+    return freeze(model.to(place)), tokenizer
+
+
+def freeze(model: Any) -> Any:
+    """Return `model` in evaluation mode with gradients off."""
+    return model.eval().requires_grad_(False)
+
+
+def fingerprint_of(model: nn.Module, tokenizer: Any, *settings: object) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over weights, tokenizer and whatever else shapes the output.
+
+    Weights above 256 MiB enter by name, shape and 4,096 evenly spaced values of each tensor, so that a model of many
+    gigabytes is told apart from another one without reading it all.
+    """
+    digest = hashlib.sha256()
+    state = model.state_dict()
+    whole = sum(value.numel() * value.element_size() for value in state.values()) <= _HASHED_WHOLE
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().flatten()
+        if not whole:
+            flat = flat[:: max(1, flat.numel() // _HASHED_SAMPLE)]
+        digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:16]
