@@ -7,6 +7,7 @@ rounds begin in the same step, so that no row is a dummy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,6 @@ from offprompts_env.simulator import (
     RewardModel,
     Rounds,
     Simulator,
-    logistic,
 )
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, FloatArray, check_actions, check_rewards
@@ -75,8 +75,8 @@ class _GeneralBlock:
 class _ClosedFormBlock:
     """Rounds of an exact simulator: all but the prompt's effect is computed for the block at once.
 
-    With output ``o = b + e_a`` (b the base with its noise) the mean reward is ``w · b + w · e_a``. The numbers drawn are
-    those of :class:`_GeneralBlock`, so both play the same rounds.
+    With output ``o = b + e_a`` (b the base with its noise) the mean reward is ``w · b + w · e_a``. The numbers drawn
+    are those of :class:`_GeneralBlock`, so both play the same rounds.
     """
 
     def __init__(self, simulator: Simulator, contexts: Contexts, streams: _Streams) -> None:
@@ -98,7 +98,7 @@ class _ClosedFormBlock:
         effect = self.effects[action]
         mean = self.fixed[row] + float(self.weights[row].dot(effect))
         if self.binary:
-            mean = float(logistic(np.float64(mean)))
+            mean = 0.5 * (1 + math.tanh(0.5 * mean))
             return {"output": self.base[row] + effect}, mean, float(self.variates[row] < mean)
         return {"output": self.base[row] + effect}, mean, mean + self.noise.std * float(self.variates[row])
 
@@ -118,7 +118,7 @@ def _spaces(simulator: Simulator) -> tuple[spaces.Dict, spaces.Discrete]:
 _ABOUT = ("user_id", "item_id", "query_text")
 
 
-class PromptEnv(gym.Env[Observation, np.int64]):
+class PromptEnv(gym.Env[Any, Any]):
     """One-step environment over any simulator.
 
     Args:
@@ -215,7 +215,7 @@ class PromptEnv(gym.Env[Observation, np.int64]):
             "pass the index of a prompt"
         )
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the last round as readable text; None before the first step or without a render mode."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render mode: make the environment with render_mode="ansi"')
@@ -239,7 +239,7 @@ class PromptEnv(gym.Env[Observation, np.int64]):
         )
 
 
-class PromptVectorEnv(VectorEnv[Observation, np.ndarray, FloatArray]):
+class PromptVectorEnv(VectorEnv[Any, Any, Any]):
     """Native batch of one-step environments over any simulator.
 
     Every step ends all rounds and begins the next ones (same-step autoreset): the observations returned are the next
@@ -302,9 +302,7 @@ class PromptVectorEnv(VectorEnv[Observation, np.ndarray, FloatArray]):
         self._contexts = self.simulator.contexts.sample(self.num_envs, self._streams.contexts)
         return self._observe(self._contexts), self._about(self._contexts)
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[Observation, FloatArray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[Observation, FloatArray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play one prompt in each round and begin the next rounds; see the class for what `infos` holds."""
         if self._contexts is None:
             raise ResetNeededError("step: expected open rounds; call reset() first")
@@ -376,8 +374,8 @@ class SyntheticEnv(PromptEnv):
     `Dict(context=Box(d_x), query=Box(d_q))`, float32, jointly normal.
 
     ## Rewards
-    `(x C + q Q) · o / ((d_x + d_q) · d_o · 5)` plus normal noise; or, with `reward_type="binary"`, a coin whose probability
-    is the logistic function of that number.
+    `(x C + q Q) · o / ((d_x + d_q) · d_o · 5)` plus normal noise; or, with `reward_type="binary"`, a coin whose
+    probability is the logistic function of that number.
 
     ## Starting State
     A user and a query are drawn from their joint distribution.
@@ -455,8 +453,8 @@ class MovieLensEnv(PromptEnv):
     `Dict(context=Box(d_x), query=Box(d_q))`, float32: the user's taste in genres and eras, and the movie's encoding.
 
     ## Rewards
-    `10 · (P(like | user, sentence) − P(like | user, sentences without a prompt))` plus normal noise of standard deviation
-    0.05; or, with `reward_type="binary"`, a coin of probability `P(like | user, sentence)`.
+    `10 · (P(like | user, sentence) − P(like | user, sentences without a prompt))` plus normal noise of standard
+    deviation 0.05; or, with `reward_type="binary"`, a coin of probability `P(like | user, sentence)`.
 
     ## Starting State
     A user and a movie are drawn uniformly and independently.
@@ -471,12 +469,13 @@ class MovieLensEnv(PromptEnv):
 
     ## Reproducibility
     The world is the bundle, whose files are checked against their checksums. `reset(seed=...)` names the rounds: users,
-    movies, the tokens drawn by the language model, and rewards. The same seed gives the same rounds bit for bit on the same
-    machine.
+    movies, the tokens drawn by the language model, and rewards. The same seed gives the same rounds bit for bit on the
+    same machine.
 
     ## Data and Licence
     Titles, user vectors and models of the embedded bundle are derived from MovieLens latest-small and come under its
-    conditions: research use, acknowledgement, no endorsement, no commercial use. See LICENSE-MOVIELENS.txt in the bundle.
+    conditions: research use, acknowledgement, no endorsement, no commercial use. See LICENSE-MOVIELENS.txt
+    in the bundle.
 
     ## Citation
     Kiyohara, Cao, Saito, Joachims: An Off-Policy Learning Approach for Steering Sentence Generation towards

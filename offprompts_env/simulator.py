@@ -203,7 +203,7 @@ class Simulator:
         self._check_dimensions()
 
     def _check_dimensions(self) -> None:
-        """Play one round with every part, so that parts that do not fit are found when they are put together."""
+        """Find parts that do not fit when they are put together; an output is not drawn, since it may be costly."""
         rng = np.random.default_rng(0)
         probe = self.contexts.sample(1, rng)
         found = (probe.context.shape[1], probe.query.shape[1])
@@ -218,6 +218,7 @@ class Simulator:
                 raise DimensionError(
                     f"outputs: expected effects of shape ({self.n_prompts}, {self.outputs.output_dim}), got {effects}"
                 )
+            self.outputs.base(probe)
         if isinstance(self.rewards, LinearReward):
             try:
                 found_dim = self.rewards.weights(probe).shape[1]
@@ -317,7 +318,7 @@ class Simulator:
             rounds = n if n is not None else (10_000 if self.exact else 2_000)
             contexts = self.evaluation_contexts(rounds, seed)
         if self.exact:
-            terms = np.empty(len(contexts))
+            terms: FloatArray = np.empty(len(contexts))
             for rows in self._chunks(len(contexts)):
                 part = contexts.take(rows)
                 pmf = check_probabilities(policy.probabilities(part), len(part), self.n_prompts)
@@ -359,7 +360,7 @@ class Simulator:
 def _logistic_normal_mean(location: FloatArray, scale: FloatArray, nodes: int = 32) -> FloatArray:
     """Return ``E[logistic(location + scale · Z)]``, Z standard normal; `location` (n, A), `scale` (n,)."""
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    total = np.zeros_like(location)
+    total = np.zeros(location.shape)
     for point, weight in zip(points, weights / weights.sum(), strict=True):
         total += weight * logistic(location + (scale * point)[:, None])
     return total

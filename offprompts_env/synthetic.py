@@ -7,8 +7,8 @@ Data-generating process of Kiyohara, Cao, Saito and Joachims (RecSys 2025, arXiv
     o      = g (q M + f(e_a N)) + noise     M, N standard normal; noise standard deviation `output_std`
     E[r]   = (x C + q Q) · o / ((d_x + d_q) · k · 5)    C, Q standard normal; k output dimensions are read
 
-`f` is a mapping of :data:`MAPPINGS`. The gain g is 1. The research code released with the paper differs in two ways, which
-the preset ``paper_code`` repeats: g = 2 (it adds a draw around the output to the output), and C = M, Q = N (it reseeds
+`f` is a mapping of :data:`MAPPINGS`. The gain g is 1. The research code released with the paper differs in two ways,
+which the preset ``paper_code`` repeats: g = 2 (it adds a draw around the output to the output), and C = M, Q = N (it reseeds
 one global generator before each part).
 """
 
@@ -31,18 +31,18 @@ def _rational(z: FloatArray, offset: float) -> FloatArray:
     # The pole at z = -1 - 2b is part of the published mapping; the clip bounds it, and a hit on the pole itself is +5.
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (z + offset) / (1 + 2 * offset + z)
-    return np.clip(np.nan_to_num(value, nan=5.0, posinf=5.0, neginf=-5.0), -5, 5)
+    return np.asarray(np.clip(np.nan_to_num(value, nan=5.0, posinf=5.0, neginf=-5.0), -5, 5))
 
 
 def _power(z: FloatArray, offset: float) -> FloatArray:
     inside = np.where(np.abs(z) < 5, z, 0.0)
-    return 0.25 * inside * np.abs((inside**2 - 9) * (inside**2 - 25)) ** 0.2
+    return np.asarray(0.25 * inside * np.abs((inside**2 - 9) * (inside**2 - 25)) ** 0.2)
 
 
 def _exponential(z: FloatArray, offset: float) -> FloatArray:
     # 25 z / (1 + e^z + e^-z), written without overflow.
     decay = np.exp(-np.abs(z))
-    return 25 * z * decay / (decay + 1 + decay**2)
+    return np.asarray(25 * z * decay / (decay + 1 + decay**2))
 
 
 MAPPINGS: Mapping[str, Callable[[FloatArray, float], FloatArray]] = {

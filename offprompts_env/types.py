@@ -86,8 +86,8 @@ class Contexts:
 
     def take(self, index: Any) -> Contexts:
         """Return the rows `index` (anything that indexes the first axis and keeps it)."""
-        rows = (getattr(self, f.name) for f in fields(self))
-        return Contexts(*(None if row is None else row[index] for row in rows))
+        columns: list[Any] = [getattr(self, f.name) for f in fields(self)]
+        return Contexts(*[None if column is None else column[index] for column in columns])
 
     def repeat(self, times: int) -> Contexts:
         """Return every row `times` times in a row."""
@@ -281,6 +281,14 @@ class LogMetadata:
     notes: str = ""
 
 
+_OPTIONAL_COLUMNS: Mapping[str, type] = {
+    "sentence": object,
+    "query_text": object,
+    "user_id": np.int64,
+    "item_id": np.int64,
+}
+
+
 @dataclass(frozen=True, eq=False)
 class LoggedDataset:
     """Logged rounds: all that an offline learner may look at. Frozen, and validated once when made.
@@ -340,8 +348,7 @@ class LoggedDataset:
                 "record the probability with which the action was drawn"
             )
         object.__setattr__(self, "propensity", propensity)
-        optional = (("sentence", object), ("query_text", object), ("user_id", np.int64), ("item_id", np.int64))
-        for name, dtype in optional:
+        for name, dtype in _OPTIONAL_COLUMNS.items():
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _column(value, name, n, dtype))
@@ -369,14 +376,13 @@ class LoggedDataset:
 
     def take(self, index: Any) -> LoggedDataset:
         """Return the rows `index` as a dataset of their own."""
-
-        def rows(value: Array | None) -> Array | None:
-            return None if value is None else value[index]
-
-        columns = ("context", "query", "action", "propensity", "reward", "output")
-        columns += ("sentence", "user_id", "item_id", "query_text")
-        oracle = None if self.oracle is None else Oracle(self.oracle.expected_reward[index])
-        return replace(self, **{name: rows(getattr(self, name)) for name in columns}, oracle=oracle)
+        changes: dict[str, Any] = {}
+        for name in ("context", "query", "action", "propensity", "reward", "output", *_OPTIONAL_COLUMNS):
+            value = getattr(self, name)
+            changes[name] = None if value is None else value[index]
+        if self.oracle is not None:
+            changes["oracle"] = Oracle(self.oracle.expected_reward[index])
+        return replace(self, **changes)
 
     def require_propensities(self, method: str) -> FloatArray:
         """Return the propensities, or say which rows lack one and what `method` could be replaced by.
@@ -387,8 +393,8 @@ class LoggedDataset:
         unknown = np.isnan(self.propensity)
         if unknown.any():
             raise PropensityError(
-                f"{method} needs the column 'propensity', which is unknown (NaN) in {int(unknown.sum())} of {len(self)} "
-                f"rows, the first being row {int(np.argmax(unknown))}; use a method without propensities "
+                f"{method} needs the column 'propensity', which is unknown (NaN) in {int(unknown.sum())} of "
+                f"{len(self)} rows, the first being row {int(np.argmax(unknown))}; use a method without propensities "
                 "(agents.RegressionPG), or estimate them with agents.BehaviorCloning and pass logging_policy="
             )
         return self.propensity
@@ -443,6 +449,6 @@ def check_rewards(reward: FloatArray) -> FloatArray:
     if not np.isfinite(reward).all():
         row = int(np.argmin(np.isfinite(reward)))
         raise NumericalError(
-            f"reward: expected finite numbers, got {reward[row]} in row {row}; check the reward model's inputs and weights"
+            f"reward: expected finite numbers, got {reward[row]} in row {row}; check the reward model and its inputs"
         )
     return reward
