@@ -8,112 +8,49 @@
 
 Every file is written under a temporary name, synced and renamed, the shard before the manifest that names it. So at any
 moment the directory holds whole files only, and a shard that the manifest does not name yet is the next in the sequence
-and is found by its name. The encodings are lossless: byte-stream-split and zstd for floating point numbers,
-dictionaries for integers and text.
+and is found by its name.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 
+from offprompts_env.columns import REPAIR, column_types, count_characters, decode, encode, make_dataset
 from offprompts_env.errors import ConfigError, DataError, StorageError, unknown_name
-from offprompts_env.types import Array, LoggedDataset, LogMetadata, Oracle, PromptSet
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from offprompts_env.manifest import (
+    FORMAT,
+    MANIFEST,
+    PROMPTS,
+    Manifest,
+    Recording,
+    Shard,
+    find_manifest,
+    is_ours,
+    json_text,
+    lock_directory,
+    manifest_bytes,
+    read_bytes,
+    remove_files,
+    remove_log,
+    shard_name,
+    write_atomic,
+)
+from offprompts_env.types import Array, LoggedDataset, LogMetadata, PromptSet
 
 Mode = Literal["refuse", "append", "overwrite"]
 
-FORMAT = "offprompts-log"
-FORMAT_VERSION = 1
 SHARD_ROWS = 1 << 18
-_REPAIR = "restore it from a copy, or record the log again"
-_ORACLE = "expected_reward"
-_MANIFEST = "manifest.json"
-_PROMPTS = "prompts.safetensors"
-_SHARD = re.compile(r"shard-\d{6,}\.parquet")
-_VECTOR = re.compile(r"float32\[(\d+)\]")
 # A shard is flushed early once it holds this much text, so that long sentences do not pile up in memory.
 _SHARD_CHARACTERS = 1 << 26
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One Parquet file.
-
-    Attributes:
-        file: name in the directory.
-        rows: number of rounds.
-        bytes: size of the file.
-        sha256: checksum of the file, hexadecimal.
-    """
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """One opening of the log for writing.
-
-    Attributes:
-        first_row: number of rows that were there before.
-        seed: seed of the recording.
-        batch_size: rounds a batch, where the rows depend on it.
-        versions: package name to version.
-    """
-
-    first_row: int
-    seed: int | None
-    batch_size: int | None
-    versions: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What ``manifest.json`` says.
-
-    Attributes:
-        env_id, env_config, notes: as in :class:`offprompts_env.types.LogMetadata`.
-        prompt_texts: texts of the catalogue, where prompts are text.
-        prompt_fingerprint: :attr:`offprompts_env.types.PromptSet.fingerprint`.
-        columns: column name to type, e.g. ``float32[5]``, ``int16``, ``float64`` or ``string``.
-        recordings: who wrote which rows.
-        shards: the flushed rows, in order.
-    """
-
-    env_id: str | None
-    env_config: Mapping[str, Any]
-    notes: str
-    prompt_texts: tuple[str, ...] | None
-    prompt_fingerprint: str
-    columns: Mapping[str, str]
-    recordings: tuple[Recording, ...]
-    shards: tuple[Shard, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """Number of flushed rounds."""
-        return sum(shard.rows for shard in self.shards)
-
-    @property
-    def metadata(self) -> LogMetadata:
-        """Provenance; seed and versions are those of the first recording."""
-        first = self.recordings[0]
-        return LogMetadata(self.env_id, dict(self.env_config), first.seed, dict(first.versions), self.notes)
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -122,10 +59,10 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         StorageError: there is no dataset, it has a newer format version, or a file is damaged.
     """
-    manifest = _find_manifest(Path(path))
+    manifest = find_manifest(Path(path))
     if manifest is None:
         raise StorageError(
-            f"{path}: expected a dataset directory with a {_MANIFEST}, found none; "
+            f"{path}: expected a dataset directory with a {MANIFEST}, found none; "
             "pass the directory that LoggedDataset.save, collect or a recording wrapper wrote"
         )
     return manifest
@@ -151,7 +88,7 @@ def load(path: str | Path) -> LoggedDataset:
                 columns[name] = np.empty((manifest.rows, *values.shape[1:]), dtype=values.dtype)
             columns[name][start : start + shard.rows] = values
         start += shard.rows
-    return _dataset(columns, prompts, manifest.metadata)
+    return make_dataset(columns, prompts, manifest.metadata)
 
 
 def iter_batches(path: str | Path, rows: int) -> Iterator[LoggedDataset]:
@@ -173,10 +110,10 @@ def iter_batches(path: str | Path, rows: int) -> Iterator[LoggedDataset]:
         held = len(columns["action"])
         for start in range(0, held - rows + 1, rows):
             part = {name: values[start : start + rows] for name, values in columns.items()}
-            yield _dataset(part, prompts, manifest.metadata)
+            yield make_dataset(part, prompts, manifest.metadata)
         left = {name: values[held - held % rows :] for name, values in columns.items()}
     if left and len(left["action"]):
-        yield _dataset(left, prompts, manifest.metadata)
+        yield make_dataset(left, prompts, manifest.metadata)
 
 
 def save(log: LoggedDataset, path: str | Path, *, mode: Mode = "refuse", shard_rows: int = SHARD_ROWS) -> Path:
@@ -228,8 +165,8 @@ class ShardWriter:
         self._shard_rows, self._batch_size = shard_rows, batch_size
         self._pending: list[tuple[LoggedDataset, int]] = []
         self._registered = False
-        _json_text(self._metadata.env_config)
-        self._lock = _lock(self.path)
+        json_text(self._metadata.env_config)
+        self._lock = lock_directory(self.path)
         self._closed = False
         try:
             self._manifest = self._existing(mode)
@@ -240,21 +177,21 @@ class ShardWriter:
     def _existing(self, mode: Mode) -> Manifest | None:
         """Return the log to append to, or None with the directory cleared for a new one."""
         try:
-            existing = _find_manifest(self.path)
+            existing = find_manifest(self.path)
         except StorageError:
-            if mode != "overwrite" or FORMAT not in (self.path / _MANIFEST).read_text(errors="replace"):
+            if mode != "overwrite" or FORMAT not in (self.path / MANIFEST).read_text(errors="replace"):
                 raise
-            _remove_log(self.path)
+            remove_log(self.path)
             return None
         if existing is None:
-            foreign = [entry.name for entry in self.path.iterdir() if not _is_ours(entry)]
+            foreign = [entry.name for entry in self.path.iterdir() if not is_ours(entry)]
             if foreign:
                 raise StorageError(
                     f"{self.path}: expected an empty directory or a log, found other files ({', '.join(foreign[:3])}); "
                     "choose another path"
                 )
         if existing is None or existing.rows == 0 or mode == "overwrite":
-            _remove_log(self.path)
+            remove_log(self.path)
             return None
         if mode == "refuse":
             raise StorageError(
@@ -264,7 +201,7 @@ class ShardWriter:
         metadata = self._metadata
         for name, expected, actual in (
             ("environment", existing.env_id, metadata.env_id),
-            ("environment config", _json_text(existing.env_config), _json_text(metadata.env_config)),
+            ("environment config", json_text(existing.env_config), json_text(metadata.env_config)),
             ("prompt fingerprint", existing.prompt_fingerprint, self.prompts.fingerprint),
         ):
             if expected != actual:
@@ -272,7 +209,7 @@ class ShardWriter:
                     f"{self.path}: cannot append, expected {name} {expected} as recorded, got {actual}; "
                     "record into another directory"
                 )
-        _remove(self.path.glob(".*.tmp"))
+        remove_files(self.path.glob(".*.tmp"))
         return existing
 
     @property
@@ -302,18 +239,18 @@ class ShardWriter:
             StorageError: a shard could not be written; the rows stay in memory, and :meth:`flush` tries again.
         """
         self._require_open()
-        columns = _column_types(batch)
+        columns = column_types(batch)
         expected: Mapping[str, str] | None = None if self._manifest is None else self._manifest.columns
         if self._pending:
-            expected = _column_types(self._pending[0][0])
+            expected = column_types(self._pending[0][0])
         if expected is not None and dict(expected) != columns:
             raise DataError(
-                f"{self.path}: cannot append, expected columns {_json_text(expected)}, got {_json_text(columns)}; "
+                f"{self.path}: cannot append, expected columns {json_text(expected)}, got {json_text(columns)}; "
                 "record the same columns in every batch"
             )
         step = self._shard_rows
         parts = [batch] if len(batch) <= step else [batch.take(slice(i, i + step)) for i in range(0, len(batch), step)]
-        characters = [_count_characters(part) for part in parts]
+        characters = [count_characters(part) for part in parts]
         self._pending.extend(zip(parts, characters, strict=True))
         if self._shard_end() is not None:
             self._write_shards(partial=False)
@@ -356,12 +293,12 @@ class ShardWriter:
         if self._manifest is None:
             _write_prompts(self.path, self.prompts)
         manifest = self._manifest if self._registered and self._manifest is not None else self._register(parts[0])
-        content = _encode(parts, manifest)
+        content = encode(parts, manifest.columns, manifest.stamp)
         rows = sum(len(part) for part in parts)
-        shard = Shard(_shard_name(len(manifest.shards)), rows, len(content), hashlib.sha256(content).hexdigest())
-        _write_atomic(self.path / shard.file, content)
+        shard = Shard(shard_name(len(manifest.shards)), rows, len(content), hashlib.sha256(content).hexdigest())
+        write_atomic(self.path / shard.file, content)
         manifest = replace(manifest, shards=(*manifest.shards, shard))
-        _write_atomic(self.path / _MANIFEST, _manifest_bytes(manifest))
+        write_atomic(self.path / MANIFEST, manifest_bytes(manifest))
         self._manifest = manifest
 
     def _register(self, first: LoggedDataset) -> Manifest:
@@ -375,11 +312,11 @@ class ShardWriter:
                 notes=metadata.notes,
                 prompt_texts=self.prompts.texts,
                 prompt_fingerprint=self.prompts.fingerprint,
-                columns=_column_types(first),
+                columns=column_types(first),
                 recordings=(),
             )
         manifest = replace(manifest, recordings=(*manifest.recordings, recording))
-        _write_atomic(self.path / _MANIFEST, _manifest_bytes(manifest))
+        write_atomic(self.path / MANIFEST, manifest_bytes(manifest))
         self._manifest, self._registered = manifest, True
         return manifest
 
@@ -415,304 +352,30 @@ class ShardWriter:
             self.close()
 
 
-def _column_types(log: LoggedDataset) -> dict[str, str]:
-    types = {name: f"float32[{getattr(log, name).shape[1]}]" for name in ("context", "query", "output")}
-    types["action"] = next(t for t in ("int8", "int16", "int32", "int64") if log.n_prompts <= np.iinfo(t).max + 1)
-    types |= {"propensity": "float64", "reward": "float32"}
-    optional = {"user_id": "int64", "item_id": "int64", "query_text": "string", "sentence": "string"}
-    types |= {name: kind for name, kind in optional.items() if getattr(log, name) is not None}
-    if log.oracle is not None:
-        types[_ORACLE] = "float32"
-    return types
-
-
-def _values(log: LoggedDataset, name: str) -> Array:
-    return np.asarray(log.oracle.expected_reward if name == _ORACLE and log.oracle else getattr(log, name))
-
-
-def _dataset(columns: Mapping[str, Array], prompts: PromptSet, metadata: LogMetadata) -> LoggedDataset:
-    rest = {name: values for name, values in columns.items() if name != _ORACLE}
-    oracle = Oracle(columns[_ORACLE]) if _ORACLE in columns else None
-    return LoggedDataset(**rest, prompts=prompts, oracle=oracle, metadata=metadata)
-
-
-def _count_characters(log: LoggedDataset) -> int:
-    """Return the amount of text in `log`, or say which row is not text that a file can hold."""
-    total = 0
-    for name in ("sentence", "query_text"):
-        texts = getattr(log, name)
-        if texts is None:
-            continue
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"{name}: expected text, got {text!r} in row {row}; record '' where there is none")
-            total += len(text)
-        try:
-            "".join(texts).encode()
-        except UnicodeEncodeError as error:
-            row = next(row for row, text in enumerate(texts) if _is_broken(text))
-            raise DataError(
-                f"{name}: expected valid Unicode, got {texts[row][:80]!r} in row {row} with a lone surrogate; "
-                "replace it before recording"
-            ) from error
-    return total
-
-
-def _is_broken(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _arrow_schema(columns: Mapping[str, str]) -> pa.Schema:
-    """Return the Arrow schema; a vector of dimension 0 has no column."""
-    import pyarrow as pa
-
-    def arrow_type(kind: str) -> pa.DataType:
-        vector = _VECTOR.fullmatch(kind)
-        if vector:
-            return pa.list_(pa.field("element", pa.float32(), nullable=False), int(vector[1]))
-        # Offsets of 64 bits: a shard may hold more than 2 GiB of text.
-        return pa.large_string() if kind == "string" else pa.type_for_alias(kind)
-
-    stored = {name: kind for name, kind in columns.items() if kind != "float32[0]"}
-    return pa.schema([pa.field(name, arrow_type(kind), nullable=False) for name, kind in stored.items()])
-
-
-def _encode(parts: Sequence[LoggedDataset], manifest: Manifest) -> memoryview:
-    """Return the rows of `parts` as the bytes of a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _arrow_schema(manifest.columns)
-    arrays = []
-    for column in schema:
-        values = np.concatenate([_values(part, column.name) for part in parts])
-        if values.ndim == 2:
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=column.type))
-        elif values.dtype == object:
-            arrays.append(pa.array(values, type=column.type))
-        else:
-            arrays.append(pa.array(values.astype(column.type.to_pandas_dtype(), copy=False)))
-    floats = {name: kind for name, kind in manifest.columns.items() if kind.startswith("float")}
-    leaves = {name: f"{name}.list.element" if _VECTOR.fullmatch(kind) else name for name, kind in floats.items()}
-    stamp = {"first_row": str(manifest.rows), "prompts": manifest.prompt_fingerprint}
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table(arrays, schema=schema.with_metadata(stamp)),
-        sink,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[name for name in schema.names if name not in floats],
-        column_encoding=dict.fromkeys((leaves[name] for name in floats if name in schema.names), "BYTE_STREAM_SPLIT"),
-        write_statistics=False,
-    )
-    return memoryview(sink.getvalue())
-
-
-def _decode(content: bytes, file: Path, manifest: Manifest) -> dict[str, Array]:
-    """Return the columns in a Parquet file whose bytes are `content`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{file}: expected a Parquet file, cannot read it: {error}; {_REPAIR}") from error
-    schema, expected = table.schema.remove_metadata(), _arrow_schema(manifest.columns)
-    if schema != expected:
-        raise StorageError(f"{file}: expected columns ({_one_line(expected)}), got ({_one_line(schema)}); {_REPAIR}")
-    columns: dict[str, Array] = {}
-    for name, kind in manifest.columns.items():
-        vector = _VECTOR.fullmatch(kind)
-        if kind == "float32[0]":
-            columns[name] = np.empty((table.num_rows, 0), dtype=np.float32)
-        elif vector:
-            flat = table.column(name).combine_chunks().flatten()
-            columns[name] = flat.to_numpy(zero_copy_only=False).reshape(-1, int(vector[1]))
-        else:
-            columns[name] = table.column(name).to_numpy()
-    columns["action"] = columns["action"].astype(np.int64, copy=False)
-    return columns
-
-
-def _one_line(schema: pa.Schema) -> str:
-    return ", ".join(f"{column.name}: {column.type}" for column in schema)
-
-
 def _read_shard(root: Path, shard: Shard, manifest: Manifest) -> dict[str, Array]:
-    content = _read(root / shard.file)
-    _check_sum(root / shard.file, content, shard.sha256)
-    return _decode(content, root / shard.file, manifest)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        raise StorageError(f"{file}: expected this file of the log, it is missing; {_REPAIR}") from error
-    except OSError as error:
-        raise StorageError(f"{file}: cannot read: {error}; {_REPAIR}") from error
-
-
-def _check_sum(file: Path, content: bytes, expected: str) -> None:
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != expected:
-        raise StorageError(
-            f"{file}: damaged: expected SHA-256 {expected}, got {actual} of {len(content)} bytes; {_REPAIR}"
-        )
+    file = root / shard.file
+    return decode(read_bytes(file, shard.sha256), manifest.columns, file)
 
 
 def _write_prompts(root: Path, prompts: PromptSet) -> None:
     from safetensors.numpy import save as safetensors_bytes
 
     embeddings = np.ascontiguousarray(prompts.embeddings)
-    _write_atomic(root / _PROMPTS, safetensors_bytes({"embeddings": embeddings}))
+    write_atomic(root / PROMPTS, safetensors_bytes({"embeddings": embeddings}))
 
 
 def _read_prompts(root: Path, manifest: Manifest) -> PromptSet:
     from safetensors import SafetensorError
     from safetensors.numpy import load as safetensors_arrays
 
-    file = root / _PROMPTS
+    file = root / PROMPTS
     try:
-        prompts = PromptSet(safetensors_arrays(_read(file))["embeddings"], manifest.prompt_texts)
+        prompts = PromptSet(safetensors_arrays(read_bytes(file))["embeddings"], manifest.prompt_texts)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise StorageError(f"{file}: expected the prompt embeddings, cannot read them: {error}; {_REPAIR}") from error
+        raise StorageError(f"{file}: expected the prompt embeddings, cannot read them: {error}; {REPAIR}") from error
     if prompts.fingerprint != manifest.prompt_fingerprint:
         raise StorageError(
             f"{file}: expected prompts with fingerprint {manifest.prompt_fingerprint}, got {prompts.fingerprint}; "
-            f"{_REPAIR}"
+            f"{REPAIR}"
         )
     return prompts
-
-
-def _find_manifest(root: Path) -> Manifest | None:
-    """Return the manifest in `root` with the shards it does not name yet, or None if there is none."""
-    file = root / _MANIFEST
-    if not file.is_file():
-        return None
-    manifest = _parse_manifest(file, _read(file))
-    while True:
-        following = root / _shard_name(len(manifest.shards))
-        if not following.is_file():
-            return manifest
-        manifest = replace(manifest, shards=(*manifest.shards, _recover(following, manifest)))
-
-
-def _recover(file: Path, manifest: Manifest) -> Shard:
-    """Return the entry of a whole shard that was written just before a kill, after the last manifest."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    content = _read(file)
-    _decode(content, file, manifest)
-    found = pq.read_schema(pa.BufferReader(content)).metadata or {}
-    expected = {b"first_row": str(manifest.rows).encode(), b"prompts": manifest.prompt_fingerprint.encode()}
-    actual = {key: found.get(key) for key in expected}
-    if actual != expected:
-        raise StorageError(f"{file}: expected the shard that follows the manifest, {expected}, got {actual}; {_REPAIR}")
-    rows = pq.read_metadata(pa.BufferReader(content)).num_rows
-    return Shard(file.name, rows, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _parse_manifest(file: Path, content: bytes) -> Manifest:
-    try:
-        raw = json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{file}: expected JSON, cannot read it: {error}; {_REPAIR}") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise StorageError(f"{file}: expected the manifest of a log (format {FORMAT!r}); pass a directory with a log")
-    version = raw.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StorageError(
-            f"{file}: expected format version {FORMAT_VERSION} or older, got {version!r}; "
-            "upgrade with: pip install -U offprompts-env"
-        )
-    try:
-        texts = raw["prompt_texts"]
-        return Manifest(
-            env_id=raw["env_id"],
-            env_config=raw["env_config"],
-            notes=raw["notes"],
-            prompt_texts=None if texts is None else tuple(texts),
-            prompt_fingerprint=raw["prompt_fingerprint"],
-            columns=raw["columns"],
-            recordings=tuple(Recording(**entry) for entry in raw["recordings"]),
-            shards=tuple(Shard(**entry) for entry in raw["shards"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{file}: incomplete: {type(error).__name__} {error}; {_REPAIR}") from error
-
-
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    content = {"format": FORMAT, "version": FORMAT_VERSION, "rows": manifest.rows, **asdict(manifest)}
-    return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _json_text(value: Mapping[str, Any]) -> str:
-    """Return `value` as canonical JSON; tuples and lists come out alike."""
-    try:
-        return json.dumps(dict(value), sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"metadata: expected an environment config that fits into JSON: {error}") from error
-
-
-def _shard_name(index: int) -> str:
-    return f"shard-{index:06d}.parquet"
-
-
-def _is_ours(entry: Path) -> bool:
-    name = entry.name.removeprefix(".").removesuffix(".tmp")
-    return name in (_MANIFEST, _PROMPTS) or _SHARD.fullmatch(name) is not None
-
-
-def _remove_log(root: Path) -> None:
-    # The last shard goes first: what a kill leaves behind is a log that misses shards, never one with rows mixed up.
-    _remove(sorted((entry for entry in root.iterdir() if _SHARD.fullmatch(entry.name)), reverse=True))
-    _remove([root / _MANIFEST, root / _PROMPTS, *root.glob(".*.tmp")])
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for file in files:
-        if _is_ours(file):
-            file.unlink(missing_ok=True)
-
-
-def _lock(root: Path) -> int | None:
-    """Make the directory and take its lock, which ends with the process; None where the system has no such locks."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{root}: expected a directory or nothing there, cannot make one: {error}") from error
-    if os.name != "posix":
-        return None
-    import fcntl
-
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise StorageError(
-            f"{root}: expected to be the only writer, but another one has this log open; close it first"
-        ) from error
-    return descriptor
-
-
-def _write_atomic(file: Path, content: bytes | memoryview) -> None:
-    """Write a file that is there as a whole, also after a power cut, or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        directory = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

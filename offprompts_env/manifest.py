@@ -1,0 +1,262 @@
+"""The JSON side of a log: what the manifest says, and how whole files get to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from offprompts_env.columns import REPAIR, decode
+from offprompts_env.errors import DataError, StorageError
+from offprompts_env.types import LogMetadata
+
+FORMAT = "offprompts-log"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.safetensors"
+_SHARD = re.compile(r"shard-\d{6,}\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file.
+
+    Attributes:
+        file: name in the directory.
+        rows: number of rounds.
+        bytes: size of the file.
+        sha256: checksum of the file, hexadecimal.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One opening of the log for writing.
+
+    Attributes:
+        first_row: number of rows that were there before.
+        seed: seed of the recording.
+        batch_size: rounds a batch, where the rows depend on it.
+        versions: package name to version.
+    """
+
+    first_row: int
+    seed: int | None
+    batch_size: int | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What ``manifest.json`` says.
+
+    Attributes:
+        env_id, env_config, notes: as in :class:`offprompts_env.types.LogMetadata`.
+        prompt_texts: texts of the catalogue, where prompts are text.
+        prompt_fingerprint: :attr:`offprompts_env.types.PromptSet.fingerprint`.
+        columns: column name to type, e.g. ``float32[5]``, ``int16``, ``float64`` or ``string``.
+        recordings: who wrote which rows.
+        shards: the flushed rows, in order.
+    """
+
+    env_id: str | None
+    env_config: Mapping[str, Any]
+    notes: str
+    prompt_texts: tuple[str, ...] | None
+    prompt_fingerprint: str
+    columns: Mapping[str, str]
+    recordings: tuple[Recording, ...]
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of flushed rounds."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """What marks the next shard as the one that follows these."""
+        return {"first_row": str(self.rows), "prompts": self.prompt_fingerprint}
+
+    @property
+    def metadata(self) -> LogMetadata:
+        """Provenance; seed and versions are those of the first recording."""
+        first = self.recordings[0]
+        return LogMetadata(self.env_id, dict(self.env_config), first.seed, dict(first.versions), self.notes)
+
+
+def find_manifest(root: Path) -> Manifest | None:
+    """Return the manifest in `root` with the shards it does not name yet, or None if there is none.
+
+    Raises:
+        StorageError: it is damaged, of a newer format version, or not that of a log.
+    """
+    file = root / MANIFEST
+    if not file.is_file():
+        return None
+    manifest = _parse_manifest(file, read_bytes(file))
+    while True:
+        following = root / shard_name(len(manifest.shards))
+        if not following.is_file():
+            return manifest
+        manifest = replace(manifest, shards=(*manifest.shards, _recover(following, manifest)))
+
+
+def _recover(file: Path, manifest: Manifest) -> Shard:
+    """Return the entry of a whole shard that was written just before a kill, after the last manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = read_bytes(file)
+    decode(content, manifest.columns, file)
+    found = pq.read_schema(pa.BufferReader(content)).metadata or {}
+    expected = manifest.stamp
+    actual = {key: found.get(key.encode(), b"").decode() for key in expected}
+    if actual != expected:
+        raise StorageError(f"{file}: expected the shard that follows the manifest, {expected}, got {actual}; {REPAIR}")
+    rows = pq.read_metadata(pa.BufferReader(content)).num_rows
+    return Shard(file.name, rows, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _parse_manifest(file: Path, content: bytes) -> Manifest:
+    try:
+        raw = json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{file}: expected JSON, cannot read it: {error}; {REPAIR}") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise StorageError(f"{file}: expected the manifest of a log (format {FORMAT!r}); pass a directory with a log")
+    version = raw.get("version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StorageError(
+            f"{file}: expected format version {FORMAT_VERSION} or older, got {version!r}; "
+            "upgrade with: pip install -U offprompts-env"
+        )
+    try:
+        texts = raw["prompt_texts"]
+        return Manifest(
+            env_id=raw["env_id"],
+            env_config=raw["env_config"],
+            notes=raw["notes"],
+            prompt_texts=None if texts is None else tuple(texts),
+            prompt_fingerprint=raw["prompt_fingerprint"],
+            columns=raw["columns"],
+            recordings=tuple(Recording(**entry) for entry in raw["recordings"]),
+            shards=tuple(Shard(**entry) for entry in raw["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{file}: incomplete: {type(error).__name__} {error}; {REPAIR}") from error
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the content of ``manifest.json``."""
+    content = {"format": FORMAT, "version": FORMAT_VERSION, "rows": manifest.rows, **asdict(manifest)}
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return `value` as canonical JSON; tuples and lists come out alike.
+
+    Raises:
+        DataError: it does not fit into JSON.
+    """
+    try:
+        return json.dumps(dict(value), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metadata: expected an environment config that fits into JSON: {error}") from error
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{index:06d}.parquet"
+
+
+def is_ours(entry: Path) -> bool:
+    """Say whether a log would have a file of that name."""
+    name = entry.name.removeprefix(".").removesuffix(".tmp")
+    return name in (MANIFEST, PROMPTS) or _SHARD.fullmatch(name) is not None
+
+
+def remove_log(root: Path) -> None:
+    """Remove the files of a log and no other ones."""
+    # The last shard goes first: what a kill leaves behind is a log that misses shards, never one with rows mixed up.
+    remove_files(sorted((entry for entry in root.iterdir() if _SHARD.fullmatch(entry.name)), reverse=True))
+    remove_files([root / MANIFEST, root / PROMPTS, *root.glob(".*.tmp")])
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove those of `files` that belong to a log."""
+    for file in files:
+        if is_ours(file):
+            file.unlink(missing_ok=True)
+
+
+def read_bytes(file: Path, sha256: str | None = None) -> bytes:
+    """Return the content of a file of a log.
+
+    Raises:
+        StorageError: it is missing, unreadable, or has another checksum than `sha256`.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise StorageError(f"{file}: expected this file of the log, it is missing; {REPAIR}") from error
+    except OSError as error:
+        raise StorageError(f"{file}: cannot read: {error}; {REPAIR}") from error
+    if sha256 is not None and (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise StorageError(f"{file}: damaged: expected SHA-256 {sha256}, got {actual} ({len(content)} bytes); {REPAIR}")
+    return content
+
+
+def lock_directory(root: Path) -> int | None:
+    """Make the directory and take its lock, which ends with the process; None where the system has no such locks.
+
+    Raises:
+        StorageError: the directory cannot be made, or another writer has it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{root}: expected a directory or nothing there, cannot make one: {error}") from error
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StorageError(
+            f"{root}: expected to be the only writer, but another one has this log open; close it first"
+        ) from error
+    return descriptor
+
+
+def write_atomic(file: Path, content: bytes | memoryview) -> None:
+    """Write a file that is there as a whole, also after a power cut, or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        directory = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
