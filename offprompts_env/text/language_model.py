@@ -17,7 +17,7 @@ import torch
 
 from offprompts_env.errors import ConfigError, DataError, ModelError
 from offprompts_env.text.decoding import Decoding, choose
-from offprompts_env.text.loading import fingerprint_of, freeze, load_frozen
+from offprompts_env.text.loading import fingerprint_of, freeze, load_frozen, pad_id
 from offprompts_env.types import FloatArray, IntArray
 
 Randomness = np.random.Generator | Sequence[np.random.Generator]
@@ -105,7 +105,7 @@ class CausalLM:
         self.decoding = decoding if decoding is not None else Decoding()
         self.chat_template = chat_template
         self.batch_size = batch_size
-        self._pad_id = _pad_id(tokenizer, pad_token)
+        self._pad_id = pad_id(tokenizer, pad_token)
         self._end_ids = _end_ids(model, tokenizer)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -279,21 +279,6 @@ class CausalLM:
         for stop in self.decoding.stop:
             texts = [text.split(stop, 1)[0] for text in texts]
         return [text.strip() for text in texts]
-
-
-def _pad_id(tokenizer: Any, pad_token: str | None) -> int:
-    if pad_token is not None:
-        token_id = tokenizer.convert_tokens_to_ids(pad_token)
-        if token_id is None or (token_id == tokenizer.unk_token_id and pad_token != tokenizer.unk_token):
-            raise ModelError(f"pad_token: {pad_token!r} is not a token of this tokenizer; pass one of its vocabulary")
-        return int(token_id)
-    if tokenizer.pad_token_id is None:
-        usual = tokenizer.eos_token or "</s>"
-        raise ModelError(
-            f"language model: the tokenizer has no pad token, which batches need; pass pad_token={usual!r} "
-            "(the end-of-sentence token is the usual choice; padding is masked and changes no sentence)"
-        )
-    return int(tokenizer.pad_token_id)
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

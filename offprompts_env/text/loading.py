@@ -111,3 +111,23 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *settings: object) -> str:
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]
+
+
+def pad_id(tokenizer: Any, pad_token: str | None = None) -> int:
+    """Return the token that fills short rows: `pad_token` where given, else the tokenizer's own.
+
+    Raises:
+        ModelError: there is none, or `pad_token` is not in the vocabulary.
+    """
+    if pad_token is not None:
+        token_id = tokenizer.convert_tokens_to_ids(pad_token)
+        if token_id is None or (token_id == tokenizer.unk_token_id and pad_token != tokenizer.unk_token):
+            raise ModelError(f"pad_token: {pad_token!r} is not a token of this tokenizer; pass one of its vocabulary")
+        return int(token_id)
+    if tokenizer.pad_token_id is None:
+        usual = tokenizer.eos_token or "</s>"
+        raise ModelError(
+            f"tokenizer: it has no pad token, which batches need; pass pad_token={usual!r} "
+            "(the end-of-sentence token is the usual choice; padding is masked and changes no result)"
+        )
+    return int(tokenizer.pad_token_id)
