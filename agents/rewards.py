@@ -1,0 +1,297 @@
+"""Reward regressions: what a round pays, predicted from the prompt or from the sentence.
+
+    PromptRewardRegression    (x, q, e_a) → E[r]        SentenceRewardRegression    (x, q, s) → E[r]
+
+Both fit a perceptron by least squares, as in the paper (arXiv 2504.02646), whose released settings are the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.networks import MLP, StackedMLP
+from agents.policies import Record, check_catalogue
+from agents.training import (
+    BLOCK,
+    Schedule,
+    StackedLogs,
+    check_seeds,
+    train,
+    warn_if_useless,
+    world_streams,
+)
+from offprompts_env.config import check_integer, check_number
+from offprompts_env.errors import ConfigError, DataError, DimensionError
+from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs
+
+# Hidden units that are held at once when all prompts are predicted: 512 KiB of float32 stay in the second-level cache.
+_HIDDEN_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRewards:
+    """A fitted ``q̂(x, q, a)``; called with contexts it gives the scores of all prompts.
+
+    Attributes:
+        network: on ``[x, q, e_a]``.
+        embeddings: of the prompts, (A, d_e).
+        catalogue: fingerprint of the prompts.
+        validation: held-out mean squared error ("error") and that of the training mean ("baseline"); NaN without
+            held-out rounds.
+    """
+
+    network: MLP
+    embeddings: FloatArray
+    catalogue: str | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def n_prompts(self) -> int:
+        """``A``."""
+        return len(self.embeddings)
+
+    def __call__(self, contexts: Contexts) -> FloatArray:
+        """Return predicted rewards of all prompts, (n, A).
+
+        The first layer is a sum of a part of the context and a part of the prompt, each computed once.
+        """
+        first = self.network.layers[0]
+        inputs = _side_by_side(contexts.context, contexts.query)
+        d = inputs.shape[1]
+        if d + self.embeddings.shape[1] + 1 != len(first):
+            raise DimensionError(
+                f"reward model: expected contexts with d_x + d_q = {len(first) - 1 - self.embeddings.shape[1]}, got {d}"
+            )
+        own, prompts = inputs @ first[:d] + first[-1], self.embeddings @ first[d:-1]
+        predicted = np.empty((len(own), len(prompts)), dtype=np.float32)
+        size = max(1, _HIDDEN_AT_ONCE // prompts.size)
+        for start in range(0, len(own), size):
+            rows = slice(start, start + size)
+            predicted[rows] = self.network.upper(own[rows, None] + prompts)[..., 0]
+        return predicted
+
+    def chosen(self, contexts: Contexts, actions: IntArray) -> FloatArray:
+        """Return predicted rewards of `actions`, (n,)."""
+        inputs = _side_by_side(contexts.context, contexts.query, self.embeddings[actions])
+        return np.asarray(self.network(inputs)[:, 0])
+
+    def to_record(self) -> Record:
+        """Return what it is made of."""
+        settings: dict[str, Any] = {"catalogue": self.catalogue, "validation": dict(self.validation)}
+        tensors = {"embeddings": np.ascontiguousarray(self.embeddings)} | self.network.tensors("rewards.")
+        return Record("PromptRewards", settings, tensors)
+
+    @classmethod
+    def from_record(cls, record: Record) -> PromptRewards:
+        """Inverse of :meth:`to_record`."""
+        return cls(MLP.from_tensors(record.tensors, "rewards."), record.tensors["embeddings"], **record.settings)
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceRewards:
+    """A fitted ``r̂(x, q, s)``.
+
+    Attributes:
+        network: on ``[x, q, s]``.
+        validation: as in :class:`PromptRewards`.
+    """
+
+    network: MLP
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return predicted rewards, (n,)."""
+        return np.asarray(self.network(_side_by_side(contexts.context, contexts.query, outputs.embedding))[:, 0])
+
+
+def _side_by_side(*columns: FloatArray) -> FloatArray:
+    return np.concatenate(columns, axis=1, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionBatch:
+    """Inputs (W, B, d + 1) and what is to be predicted, (W, B, 1)."""
+
+    inputs: Tensor
+    target: Tensor
+
+
+def squared_error(outputs: Tensor, batch: RegressionBatch) -> Tensor:
+    """Return the mean of ``(output − target)²`` over the batch, (W,)."""
+    return (outputs - batch.target).square().mean((1, 2))
+
+
+def squared_error_gradient(outputs: Tensor, batch: RegressionBatch) -> tuple[Tensor, Tensor]:
+    """Return :func:`squared_error` and its derivative by hand: autograd would double the time of so small a step."""
+    residual = outputs - batch.target
+    return residual.square().mean((1, 2)), residual * (2 / residual.shape[1])
+
+
+class _Rounds:
+    """Feed of logged rounds drawn with replacement from each world's training part."""
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        target: Tensor,
+        parts: Sequence[Tensor],
+        rngs: Sequence[np.random.Generator],
+        batch_size: int,
+    ) -> None:
+        self._inputs, self._target, self._parts = inputs, target, parts
+        self._rngs, self._batch_size = rngs, batch_size
+
+    def block(self, steps: int, network: StackedMLP) -> list[RegressionBatch]:
+        shape = (min(steps, BLOCK), self._batch_size)
+        worlds = zip(self._parts, self._rngs, strict=True)
+        rows = torch.stack([part[torch.from_numpy(rng.integers(len(part), size=shape))] for part, rng in worlds], dim=1)
+        inputs, target = self._inputs[rows], self._target[rows][..., None]
+        return [RegressionBatch(x, y) for x, y in zip(inputs, target, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Regression:
+    """What both regressions share.
+
+    Attributes:
+        hidden: numbers of hidden units.
+        steps: gradient steps.
+        batch_size: rounds a step, drawn with replacement.
+        learning_rate: of Adam.
+        train_fraction: share of the rounds that is trained on; the rest only measures the error that is reported.
+    """
+
+    hidden: tuple[int, ...] = (100,)
+    steps: int = 100_000
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    train_fraction: float = 0.8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for size in self.hidden:
+            check_integer("hidden", size, 1)
+        if not self.hidden:
+            raise ConfigError("hidden: expected at least one layer, got none")
+        check_number("train_fraction", self.train_fraction, 0, strict=True)
+        if self.train_fraction > 1:
+            raise ConfigError(f"train_fraction: expected a share in (0, 1], got {self.train_fraction}")
+        self._schedule()
+
+    def _schedule(self) -> Schedule:
+        return Schedule(self.steps, self.batch_size, self.learning_rate)
+
+    def _fit(
+        self, stack: StackedLogs, inputs: Tensor, seeds: Sequence[int], label: str
+    ) -> list[tuple[MLP, dict[str, float]]]:
+        """Fit one network a world on `inputs` (Σn, d + 1)."""
+        parts, held_out = [], []
+        for rng, size, offset in zip(world_streams(seeds, label, "split"), stack.sizes, stack.offsets, strict=True):
+            n_train = round(self.train_fraction * size)
+            if n_train < 2:
+                raise DataError(
+                    f"{label}: expected at least 2 rounds to train on, got {n_train} of {size}; record more rounds"
+                )
+            order = torch.from_numpy(rng.permutation(size)) + offset
+            parts.append(order[:n_train])
+            held_out.append(order[n_train:])
+        network = StackedMLP.initialise(
+            (inputs.shape[1] - 1, *self.hidden, 1), world_streams(seeds, label, "initial weights")
+        )
+        feed = _Rounds(inputs, stack.reward, parts, world_streams(seeds, label, "batches"), self.batch_size)
+        train(network, feed, squared_error_gradient, self._schedule(), label=label)
+        fitted = []
+        for mlp, part, rest in zip(network.unstack(), parts, held_out, strict=True):
+            validation = {"error": float("nan"), "baseline": float("nan"), "rounds": float(len(rest))}
+            if len(rest):
+                truth = stack.reward[rest].numpy()
+                validation["error"] = float(np.mean((mlp(inputs[rest, :-1].numpy())[:, 0] - truth) ** 2))
+                validation["baseline"] = float(np.mean((float(stack.reward[part].mean()) - truth) ** 2))
+                warn_if_useless(label, validation["error"], validation["baseline"])
+            fitted.append((mlp, validation))
+        return fitted
+
+
+class PromptRewardSource(Protocol):
+    """What gives a prompt-level reward model for each log: a regression, or models that are already fitted."""
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[PromptRewards]:
+        """Return one model a log."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptRewardRegression(_Regression):
+    """Least squares on (x, q, e_a): ``min_θ Σ_i (r_i − q̂_θ(x_i, q_i, e_{a_i}))²``.
+
+    The settings are those of the base class: `hidden`, `steps`, `batch_size`, `learning_rate`, `train_fraction`.
+    """
+
+    def fit(self, log: LoggedDataset, *, seed: int = 0) -> PromptRewards:
+        """Fit one log.
+
+        Raises:
+            DataError: fewer than two rounds to train on.
+            NumericalError: training diverged.
+        """
+        return self.fit_many([log], seeds=[seed])[0]
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[PromptRewards]:
+        """Fit several logs as one batched problem, each with its own seed."""
+        stack = StackedLogs(logs)
+        rows = StackedLogs.join([log.action + world * stack.n_prompts for world, log in enumerate(logs)])
+        inputs = torch.cat([stack.inputs[:, :-1], stack.embeddings[rows], stack.inputs[:, -1:]], dim=1)
+        fitted = self._fit(stack, inputs, check_seeds(logs, seeds), "prompt-reward regression")
+        return [
+            PromptRewards(network, log.prompts.embeddings, log.prompts.fingerprint, validation)
+            for log, (network, validation) in zip(logs, fitted, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class FittedRewards:
+    """Prompt-level reward models that are already fitted, in place of a regression.
+
+    Attributes:
+        models: one a log, in the order of the logs.
+    """
+
+    models: tuple[PromptRewards, ...]
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[PromptRewards]:
+        """Return the models.
+
+        Raises:
+            ConfigError: not as many models as logs.
+            DimensionError: a model over another catalogue than its log's.
+        """
+        if len(self.models) != len(logs):
+            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
+        for model, log in zip(self.models, logs, strict=True):
+            check_catalogue("reward model", model.catalogue, log.prompts)
+        return list(self.models)
+
+
+@dataclass(frozen=True)
+class SentenceRewardRegression(_Regression):
+    """Least squares on (x, q, s): ``min_θ Σ_i (r_i − r̂_θ(x_i, q_i, s_i))²``, s the output's embedding.
+
+    The settings are those of the base class: `hidden`, `steps`, `batch_size`, `learning_rate`, `train_fraction`.
+    """
+
+    def fit(self, log: LoggedDataset, *, seed: int = 0) -> SentenceRewards:
+        """Fit one log; raises what :meth:`PromptRewardRegression.fit` does."""
+        return self.fit_many([log], seeds=[seed])[0]
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[SentenceRewards]:
+        """Fit several logs as one batched problem, each with its own seed."""
+        stack = StackedLogs(logs)
+        inputs = torch.cat([stack.inputs[:, :-1], stack.output, stack.inputs[:, -1:]], dim=1)
+        fitted = self._fit(stack, inputs, check_seeds(logs, seeds), "sentence-reward regression")
+        return [SentenceRewards(network, validation) for network, validation in fitted]

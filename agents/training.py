@@ -1,0 +1,260 @@
+"""The one optimisation loop: many worlds or seeds are trained as one batched problem.
+
+A learner gives three things: a stack of networks, a feed of batches, and a pure surrogate whose derivative drives the
+network's outputs. Stacking is a property of this loop. Each world draws its initial weights, batches and actions from
+its own named streams, so a world learns the same, bit for bit, alone or in a stack.
+
+Symbols: ``W`` worlds, ``B`` rounds of a batch, ``T`` steps of a block.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.networks import StackedMLP, homogeneous
+from offprompts_env.config import check_integer, check_number
+from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
+from offprompts_env.rng import stream
+from offprompts_env.types import Array, LoggedDataset
+
+# Steps for which batches are gathered and random numbers are drawn at once, to spread the cost of each call.
+BLOCK = 250
+
+
+class TrainingWarning(UserWarning):
+    """Training ended, but what it gave should not be trusted blindly; the message says why and what to change."""
+
+
+class HasInputs(Protocol):
+    """A batch, as far as the loop looks into it."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Network inputs, (W, B, d + 1)."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=HasInputs)
+FeedBatch = TypeVar("FeedBatch", bound=HasInputs, covariant=True)
+
+
+class Feed(Protocol[FeedBatch]):
+    """Where batches come from."""
+
+    def block(self, steps: int, network: StackedMLP) -> Sequence[FeedBatch]:
+        """Return the batches of the next `steps` steps; `network` is the one being trained."""
+        ...
+
+
+Surrogate = Callable[[Tensor, BatchT], Tensor]
+"""``(outputs (W, B, d_out), batch) -> losses (W,)``: pure, and differentiable in `outputs`."""
+
+Gradient = Callable[[Tensor, BatchT], tuple[Tensor, Tensor]]
+"""``(outputs, batch) -> losses (W,), derivative of their sum with respect to outputs``."""
+
+
+def differentiate(surrogate: Surrogate[BatchT]) -> Gradient[BatchT]:
+    """Return the function that gives losses and, by autograd, their derivative with respect to the outputs."""
+
+    def gradient(outputs: Tensor, batch: BatchT) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            losses = surrogate(leaf, batch)
+            (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), slope
+
+    return gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to train, with Adam.
+
+    Attributes:
+        steps: gradient steps.
+        batch_size: ``B``.
+        learning_rate: of Adam; its other settings are PyTorch's defaults.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        check_integer("steps", self.steps, 1)
+        check_integer("batch_size", self.batch_size, 1)
+        check_number("learning_rate", self.learning_rate, 0, strict=True)
+
+
+def train(
+    network: StackedMLP,
+    feed: Feed[BatchT],
+    gradient: Gradient[BatchT],
+    schedule: Schedule,
+    *,
+    label: str,
+    on_step: Callable[[int], bool] | None = None,
+) -> Tensor:
+    """Train `network` in place.
+
+    Args:
+        network: W networks.
+        feed: the batches.
+        gradient: from :func:`differentiate`, or written by hand.
+        schedule: of Adam.
+        label: what the progress bar and error messages call it.
+        on_step: called with the number of steps done after each; True ends training.
+
+    Returns:
+        Mean loss of each block of steps, (blocks, W).
+
+    Raises:
+        NumericalError: a loss became NaN or infinite.
+    """
+    parameters = network.parameters.requires_grad_()
+    parameters.grad = network.gradient
+    adam = torch.optim.Adam([parameters], lr=schedule.learning_rate, fused=True)
+    curve: list[Tensor] = []
+    done, stop = 0, False
+    with torch.no_grad(), tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
+        while done < schedule.steps and not stop:
+            total = torch.zeros(network.worlds)
+            batches = feed.block(min(BLOCK, schedule.steps - done), network)
+            for batch in batches:
+                losses, slope = gradient(network.forward(batch.inputs), batch)
+                network.backward(slope)
+                adam.step()
+                total += losses
+                done += 1
+                if on_step is not None and on_step(done):
+                    stop = True
+                    break
+            bar.update(len(batches))
+            curve.append(total / len(batches))
+            _check_losses(curve[-1], label, done)
+    network.parameters.requires_grad_(False)
+    return torch.stack(curve)
+
+
+def _check_losses(losses: Tensor, label: str, step: int) -> None:
+    if not bool(torch.isfinite(losses).all()):
+        world = int(torch.isfinite(losses).int().argmin())
+        raise NumericalError(
+            f"{label}: the loss of world {world} became {losses[world].item()} before step {step}; "
+            "lower learning_rate, and check the log for extreme rewards or inputs (scale them to order one)"
+        )
+
+
+def warn_if_useless(label: str, error: float, baseline: float) -> None:
+    """Warn if a fit's held-out error (mean square) is above that of predicting a constant."""
+    if error > baseline:
+        warnings.warn(
+            f"{label}: held-out error {error:.4g} is above {baseline:.4g}, that of predicting the mean; what is "
+            "learned from it follows noise. Record more rounds, or train for fewer steps",
+            TrainingWarning,
+            stacklevel=3,
+        )
+
+
+def world_streams(seeds: Sequence[int], *names: str) -> list[np.random.Generator]:
+    """Return the generator called `names` of every world's seed."""
+    return [stream(seed, *names) for seed in seeds]
+
+
+def stack_draws(draw: Callable[[np.random.Generator], Array], rngs: Sequence[np.random.Generator]) -> Tensor:
+    """Return draws (T, ...) of every world as one tensor (T, W, ...)."""
+    return torch.from_numpy(np.stack([draw(rng) for rng in rngs], axis=1))
+
+
+def normals(rngs: Sequence[np.random.Generator], *shape: int) -> Tensor:
+    """Return standard normals (T, W, ...) for `shape` (T, ...)."""
+    return stack_draws(lambda rng: rng.standard_normal(shape, dtype=np.float32), rngs)
+
+
+def uniforms(rngs: Sequence[np.random.Generator], *shape: int) -> Tensor:
+    """Return uniforms on [0, 1), (T, W, ...) for `shape` (T, ...)."""
+    return stack_draws(lambda rng: rng.random(shape, dtype=np.float32), rngs)
+
+
+class StackedLogs:
+    """The rounds of W logs one after the other, as tensors.
+
+    Attributes:
+        logs: the logs.
+        inputs: ``[x, q, 1]``, (Σn, d_x + d_q + 1).
+        action: (Σn,) int64.
+        reward: (Σn,).
+        output: (Σn, d_o).
+        embeddings: prompt embeddings of every world, (W · A, d_e).
+
+    Raises:
+        DataError: no log.
+        DimensionError: logs of different dimensions or numbers of prompts.
+    """
+
+    def __init__(self, logs: Sequence[LoggedDataset]) -> None:
+        if len(logs) == 0:
+            raise DataError("logs: expected at least one log, got none")
+        shapes = [
+            (log.context.shape[1], log.query.shape[1], log.output.shape[1], log.prompts.embeddings.shape)
+            for log in logs
+        ]
+        for world, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise DimensionError(
+                    f"logs: expected d_x, d_q, d_o and prompts {shapes[0]} as in the first log, got {shape} in log "
+                    f"{world}; fit logs of different shapes one by one"
+                )
+        self.logs = tuple(logs)
+        self.sizes = [len(log) for log in logs]
+        self.offsets = torch.tensor(np.cumsum([0, *self.sizes[:-1]]), dtype=torch.int64)
+        self.inputs = self.join([homogeneous([log.context, log.query]) for log in logs])
+        self.action = self.join([log.action for log in logs])
+        self.reward = self.join([log.reward for log in logs])
+        self.output = self.join([log.output for log in logs])
+        self.embeddings = self.join([log.prompts.embeddings for log in logs])
+
+    @staticmethod
+    def join(columns: Sequence[Array]) -> Tensor:
+        """Return one column of every log as one tensor."""
+        return torch.from_numpy(np.concatenate(columns))
+
+    @property
+    def worlds(self) -> int:
+        """``W``."""
+        return len(self.logs)
+
+    @property
+    def n_prompts(self) -> int:
+        """``A``."""
+        return self.logs[0].n_prompts
+
+    def rows(self, rngs: Sequence[np.random.Generator], steps: int, batch_size: int) -> Tensor:
+        """Draw rounds with replacement: rows of the stacked columns, (T, W, B)."""
+        drawn = [rng.integers(size, size=(steps, batch_size)) for rng, size in zip(rngs, self.sizes, strict=True)]
+        return torch.from_numpy(np.stack(drawn, axis=1)) + self.offsets[:, None]
+
+    def prompt_rows(self, actions: Tensor) -> Tensor:
+        """Return the rows of :attr:`embeddings` that `actions` (W, B) of every world index."""
+        return actions + torch.arange(0, self.worlds * self.n_prompts, self.n_prompts)[:, None]
+
+
+def check_seeds(logs: Sequence[object], seeds: Sequence[int] | None) -> list[int]:
+    """Return one seed a log: `seeds`, or 0, 1, 2, ... by default.
+
+    Raises:
+        ConfigError: not as many seeds as logs.
+    """
+    chosen = list(range(len(logs))) if seeds is None else list(seeds)
+    if len(chosen) != len(logs):
+        raise ConfigError(f"seeds: expected {len(logs)}, one a log, got {len(chosen)}")
+    return chosen
