@@ -181,8 +181,10 @@ class CausalLM:
         sentences = [""] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            distinct, inverse = np.unique(which[rows], return_inverse=True)
-            tokens = self._continue([encoded[i] for i in distinct], inverse, uniforms[torch.from_numpy(rows)])
+            # Equal prompts are neighbours in this order.
+            fresh = np.diff(which[rows], prepend=-1) != 0
+            distinct = [encoded[prompt] for prompt in which[rows][fresh]]
+            tokens = self._continue(distinct, np.cumsum(fresh) - 1, uniforms[torch.from_numpy(rows)])
             for row, text in zip(rows, self._decode(tokens), strict=True):
                 sentences[row] = text
         return sentences
@@ -229,8 +231,8 @@ class CausalLM:
         ids = torch.tensor([[self._pad_id] * (width - len(p)) + p for p in prompts], device=device)
         mask = (torch.arange(width, device=device) >= (width - lengths)[:, None]).long()
         logits = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp_(min=0), cache)
-        picked = torch.as_tensor(which, device=device)
         if len(prompts) < len(which):
+            picked = torch.as_tensor(which, device=device)
             cache.reorder_cache(picked)
             logits, mask, lengths = logits[picked], mask[picked], lengths[picked]
         mask = torch.cat([mask, mask.new_ones(len(which), steps)], dim=1)

@@ -62,18 +62,21 @@ def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dty
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     place = resolve_device(device)
+    number_type = resolve_dtype(dtype, place)
     local = Path(source).expanduser()
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~", "\\"))
     if not local.is_dir() and looks_local:
         raise ModelError(f"model: expected a directory at {str(source)!r}, found none; check the path")
     name = str(local) if local.is_dir() else str(source)
     try:
+        # The smallest file first: without a hub, every file asked for waits through retries of its own.
+        config = AutoConfig.from_pretrained(name, local_files_only=local.is_dir())
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local.is_dir())
         model = auto_class.from_pretrained(
-            name, dtype=resolve_dtype(dtype, place), local_files_only=local.is_dir(), use_safetensors=True
+            name, config=config, dtype=number_type, local_files_only=local.is_dir(), use_safetensors=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = (

@@ -1,0 +1,267 @@
+"""The sampler against Hugging Face's own, and the contract that row i depends on prompt i and uniforms i only."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from offprompts_env.errors import ConfigError, DataError, ModelError, NumericalError
+from offprompts_env.text.decoding import Decoding, choose, truncated_weights
+from offprompts_env.text.language_model import CausalLM, LanguageModel, row_uniforms
+from tests import tiny_models
+
+EQUAL_LENGTH = ["w1 w2 w3", "w4 w5 w6", "w7 w8 w9"]
+RAGGED = ["w1", "w4 w5 w6 w7 w8 w9 w10", "w7 w8 w9", "w1 w30", "w7 w8 w9"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def model(request):
+    return getattr(tiny_models, request.param)()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return tiny_models.tokenizer()
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("prompts", [EQUAL_LENGTH, RAGGED], ids=["unpadded", "padded"])
+def test_greedy_equals_hugging_face(model, tokens, prompts):
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=12, greedy=True))
+    tokens.padding_side = "left"
+    batch = tokens(prompts, padding=True, return_tensors="pt")
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    reference = model.generate(**inputs, do_sample=False, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    assert lm.generate(prompts, rng()) == tokens.batch_decode(reference, skip_special_tokens=True)
+
+
+def test_row_depends_on_its_own_prompt_and_uniforms_only(model, tokens):
+    prompts = [f"w{i} w{(3 * i) % 40} w2"[: 6 + i % 3] for i in range(24)]
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16))
+    together = lm.generate(prompts, [rng(i) for i in range(24)])
+    alone = [lm.generate([prompt], [rng(i)])[0] for i, prompt in enumerate(prompts)]
+    backwards = lm.generate(prompts[::-1], [rng(i) for i in range(24)][::-1])[::-1]
+    small = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16), batch_size=5)
+    assert together == alone == backwards == small.generate(prompts, [rng(i) for i in range(24)])
+    assert len(set(together)) > 12
+
+    # One generator for all: changing prompt 3 leaves every other sentence as it was.
+    first = lm.generate(prompts, rng(5))
+    changed = lm.generate([*prompts[:3], "w9 w9 w9 w9", *prompts[4:]], rng(5))
+    assert [i for i in range(24) if first[i] != changed[i]] == [3]
+
+
+def test_same_call_twice_is_identical_and_global_state_untouched(model, tokens):
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8))
+
+    def shared():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), torch.get_num_threads()  # noqa: NPY002
+
+    before = shared()
+    assert lm.generate(RAGGED, rng(1)) == lm.generate(RAGGED, rng(1)) != lm.generate(RAGGED, rng(2))
+    assert shared() == before
+    assert not lm.model.training
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+
+
+def test_equal_prompts_get_different_sentences(model, tokens):
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16))
+    assert len(set(lm.generate(["w1 w2"] * 16, rng()))) > 8
+
+
+def test_uniforms_of_a_row_do_not_depend_on_the_number_of_rows():
+    assert np.array_equal(row_uniforms(rng(), 3, 7), row_uniforms(rng(), 9, 7)[:3])
+    with pytest.raises(DataError, match="expected one generator, or 3"):
+        row_uniforms([rng()], 3, 7)
+
+
+def test_first_token_frequencies_are_the_models_probabilities(tokens):
+    model = tiny_models.llama()
+    ids = tokens("w1 w2", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        truth = model(input_ids=ids).logits[0, -1].softmax(-1).numpy()
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=1), batch_size=4096)
+    drawn = [t[0] if t else 1 for t in (tokens.encode(s) for s in lm.generate(["w1 w2"] * 20_000, rng()))]
+    found = np.bincount(drawn, minlength=43) / 20_000
+    # Special tokens vanish from the text; all other frequencies are within five standard errors.
+    error = np.sqrt(truth * (1 - truth) / 20_000)
+    assert (np.abs(found - truth)[3:] < 5 * error[3:] + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("decoding", "warpers"),
+    [
+        (Decoding(temperature=0.7), [TemperatureLogitsWarper(0.7)]),
+        (Decoding(top_k=5), [TopKLogitsWarper(5)]),
+        (Decoding(top_p=0.6), [TopPLogitsWarper(0.6)]),
+        (Decoding(top_p=0.01), [TopPLogitsWarper(0.01)]),
+        (Decoding(min_p=0.2), [MinPLogitsWarper(0.2)]),
+        (
+            Decoding(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
+            [TemperatureLogitsWarper(1.5), TopKLogitsWarper(40), TopPLogitsWarper(0.9), MinPLogitsWarper(0.05)],
+        ),
+    ],
+    ids=["temperature", "top_k", "top_p", "tiny top_p", "min_p", "all"],
+)
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+def test_truncation_equals_hugging_faces_warpers(decoding, warpers, spread):
+    logits = torch.from_numpy(rng(3).normal(size=(50, 300)).astype(np.float32)) * spread
+    expected = LogitsProcessorList(warpers)(torch.zeros(50, 1, dtype=torch.long), logits.clone()).softmax(-1)
+    weights = truncated_weights(logits, decoding)
+    assert torch.allclose(weights / weights.sum(-1, keepdim=True), expected, atol=1e-6)
+
+
+def test_inverse_cdf_at_its_edges():
+    logits = torch.log(torch.tensor([[0.0, 0.5, 0.5, 0.0]])).expand(3, 4)
+    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
+    assert choose(logits, torch.tensor([0.0, 0.5, below_one]), Decoding()).tolist() == [1, 2, 2]
+
+
+def test_stop_string_cuts_before_it(tokens):
+    model = tiny_models.llama()
+    free = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16)).generate(["w1 w2"] * 8, rng())
+    stop = free[0].split()[3]
+    cut = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16, stop=(stop,))).generate(["w1 w2"] * 8, rng())
+    assert cut == [text.split(stop)[0].strip() for text in free]
+    assert cut[0] != free[0]
+
+
+def test_end_tokens_come_from_the_generation_settings(tokens):
+    model = tiny_models.llama()
+    free = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16)).generate(["w1 w2"] * 8, rng())
+    end = free[0].split()[2]
+    stopping = copy.deepcopy(model)
+    stopping.generation_config.eos_token_id = [1, tokens.convert_tokens_to_ids(end)]
+    cut = CausalLM(stopping, tokens, decoding=Decoding(max_new_tokens=16)).generate(["w1 w2"] * 8, rng())
+    assert [c.split() for c in cut] == [
+        f.split()[: f.split().index(end)] if end in f.split() else f.split() for f in free
+    ]
+
+
+def test_fingerprint_names_weights_and_decoding(tokens):
+    model = tiny_models.llama()
+    lm = CausalLM(model, tokens)
+    assert isinstance(lm, LanguageModel)
+    assert lm.fingerprint == CausalLM(tiny_models.llama(), tokens).fingerprint
+    assert lm.fingerprint != CausalLM(model, tokens, decoding=Decoding(temperature=0.5)).fingerprint
+    other = copy.deepcopy(model)
+    other.lm_head.weight.data[0, 0] += 1
+    assert lm.fingerprint != CausalLM(other, tokens).fingerprint
+    assert CausalLM(model, tokens, decoding=Decoding(greedy=True)).deterministic
+    assert not lm.deterministic
+
+
+def test_chat_template_wraps_the_prompt(tokens):
+    chatty = copy.deepcopy(tokens)
+    chatty.chat_template = "{% for m in messages %}w5 {{ m['content'] }} w6{% endfor %}"
+    settings = Decoding(max_new_tokens=6, greedy=True)
+    chat = CausalLM(tiny_models.llama(), chatty, decoding=settings, chat_template=True)
+    plain = CausalLM(tiny_models.llama(), tokens, decoding=settings)
+    assert chat.generate(["w1"], rng()) == plain.generate(["w5 w1 w6"], rng())
+    with pytest.raises(ModelError, match="chat_template"):
+        CausalLM(tiny_models.llama(), tokens, chat_template=True)
+
+
+def test_missing_pad_token_is_named_with_its_remedy():
+    bare = tiny_models.tokenizer(pad=False)
+    with pytest.raises(ModelError, match=r"no pad token.*pad_token='\[eos\]'"):
+        CausalLM(tiny_models.llama(), bare)
+    settings = Decoding(max_new_tokens=6)
+    mended = CausalLM(tiny_models.llama(), bare, pad_token="[eos]", decoding=settings)
+    padded = CausalLM(tiny_models.llama(), tiny_models.tokenizer(), decoding=settings)
+    # "[pad]" is an ordinary word to the tokenizer that does not name it.
+    words = [[word for word in text.split() if word != "[pad]"] for text in mended.generate(RAGGED, rng())]
+    assert words == [text.split() for text in padded.generate(RAGGED, rng())]
+    with pytest.raises(ModelError, match="not a token"):
+        CausalLM(tiny_models.llama(), bare, pad_token="nonsense")
+
+
+def test_from_pretrained_reads_a_directory(tmp_path, tokens):
+    model = tiny_models.llama()
+    model.half().save_pretrained(tmp_path / "lm")
+    tokens.save_pretrained(tmp_path / "lm")
+    lm = CausalLM.from_pretrained(tmp_path / "lm", decoding=Decoding(max_new_tokens=4))
+    assert lm.model.dtype == torch.float32
+    assert lm.generate(["w1 w2"], rng())[0]
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all"])
+def test_missing_directory(source):
+    with pytest.raises(ModelError, match="expected a directory at"):
+        CausalLM.from_pretrained(source)
+
+
+def test_hub_id_without_hub(monkeypatch, tmp_path):
+    import transformers
+
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+    with pytest.raises(ModelError, match="hub has no such id or cannot be reached"):
+        CausalLM.from_pretrained("someone/some-model")
+    with pytest.raises(ModelError, match="not a complete model"):
+        CausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prompts", [["w1", " "], [""], ["w1", 3]])
+def test_blank_prompts(tokens, prompts):
+    with pytest.raises(DataError, match="expected non-blank text"):
+        CausalLM(tiny_models.llama(), tokens).generate(prompts, rng())
+
+
+def test_no_prompts_give_no_sentences(tokens):
+    assert CausalLM(tiny_models.llama(), tokens).generate([], rng()) == []
+
+
+def test_prompt_that_does_not_fit(tokens):
+    lm = CausalLM(tiny_models.llama(room=16), tokens, decoding=Decoding(max_new_tokens=10))
+    with pytest.raises(ModelError, match=r"at most 16 tokens.* has 7"):
+        lm.generate(["w1", "w1 " * 7], rng())
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_nan_logits(tokens, greedy):
+    broken = tiny_models.llama()
+    broken.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(NumericalError, match="finite logits"):
+        CausalLM(broken, tokens, decoding=Decoding(greedy=greedy)).generate(["w1"], rng())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"stop": ("",)},
+    ],
+)
+def test_decoding_out_of_range(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Decoding(**wrong)
+
+
+def test_decoding_as_mapping():
+    decoding = Decoding(top_k=3, stop=(".",))
+    assert Decoding.from_mapping(decoding.to_mapping()) == decoding
+    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+        Decoding.from_mapping({"temprature": 1.0})
+
+
+@pytest.mark.parametrize(("name", "value"), [("device", "cuad"), ("dtype", "float31")])
+def test_unknown_device_and_dtype(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=name):
+        CausalLM.from_pretrained(tmp_path, **{name: value})
