@@ -36,6 +36,12 @@ def column_types(log: LoggedDataset) -> dict[str, str]:
     return types
 
 
+def concatenate(parts: Sequence[LoggedDataset], metadata: LogMetadata) -> LoggedDataset:
+    """Return the rows of `parts`, which have the same columns and prompts, as one dataset."""
+    columns = {name: np.concatenate([_values(part, name) for part in parts]) for name in column_types(parts[0])}
+    return make_dataset(columns, parts[0].prompts, metadata)
+
+
 def _values(log: LoggedDataset, name: str) -> Array:
     return np.asarray(log.oracle.expected_reward if name == _ORACLE and log.oracle else getattr(log, name))
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,8 @@ Mode = Literal["refuse", "append", "overwrite"]
 SHARD_ROWS = 1 << 18
 # A shard is flushed early once it holds this much text, so that long sentences do not pile up in memory.
 _SHARD_CHARACTERS = 1 << 26
+# So is one whose first row has waited for this long, so that a kill costs a slow recording little.
+_SHARD_SECONDS = 60.0
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -136,9 +139,9 @@ class ShardWriter:
     Args:
         path: directory; made if need be.
         prompts: the catalogue that actions index.
-        metadata: provenance of the rows to come.
+        metadata: provenance of the rows to come; the attribute may be replaced until the first flush.
         mode: what to do where there are rows already: refuse, append to them, or overwrite them.
-        shard_rows: a shard is flushed when it has at least this many rows.
+        shard_rows: a shard is flushed when it has at least this many rows, or when its first row is a minute old.
         batch_size: kept in the manifest, for recordings whose rows depend on it.
 
     Raises:
@@ -161,11 +164,12 @@ class ShardWriter:
         if shard_rows < 1:
             raise ConfigError(f"shard_rows: expected at least 1, got {shard_rows}")
         self.path, self.prompts = Path(path), prompts
-        self._metadata = metadata if metadata is not None else LogMetadata()
-        self._shard_rows, self._batch_size = shard_rows, batch_size
+        self.metadata = metadata if metadata is not None else LogMetadata()
+        self._shard_rows, self.batch_size = shard_rows, batch_size
         self._pending: list[tuple[LoggedDataset, int]] = []
+        self._waiting_since = 0.0
         self._registered = False
-        json_text(self._metadata.env_config)
+        json_text(self.metadata.env_config)
         self._lock = lock_directory(self.path)
         self._closed = False
         try:
@@ -198,7 +202,7 @@ class ShardWriter:
                 f"{self.path}: expected no log here, found one of {existing.rows} rows; pass mode='append' to continue "
                 "it, mode='overwrite' to replace it, or another path"
             )
-        metadata = self._metadata
+        metadata = self.metadata
         for name, expected, actual in (
             ("environment", existing.env_id, metadata.env_id),
             ("environment config", json_text(existing.env_config), json_text(metadata.env_config)),
@@ -251,9 +255,10 @@ class ShardWriter:
         step = self._shard_rows
         parts = [batch] if len(batch) <= step else [batch.take(slice(i, i + step)) for i in range(0, len(batch), step)]
         characters = [count_characters(part) for part in parts]
+        if not self._pending:
+            self._waiting_since = time.monotonic()
         self._pending.extend(zip(parts, characters, strict=True))
-        if self._shard_end() is not None:
-            self._write_shards(partial=False)
+        self._write_shards(partial=time.monotonic() - self._waiting_since > _SHARD_SECONDS)
 
     def flush(self) -> None:
         """Put all rows on disk.
@@ -279,7 +284,7 @@ class ShardWriter:
             if end is None and not partial:
                 return
             try:
-                self._write_shard([part for part, _ in self._pending[:end]])
+                self._write_shard(len(self._pending) if end is None else end)
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 raise StorageError(
@@ -287,9 +292,9 @@ class ShardWriter:
                     f"safe on disk, {self._pending_rows} are in memory only; free some space and flush again, or "
                     "reopen later with mode='append'"
                 ) from error
-            del self._pending[:end]
 
-    def _write_shard(self, parts: Sequence[LoggedDataset]) -> None:
+    def _write_shard(self, end: int) -> None:
+        parts = [part for part, _ in self._pending[:end]]
         if self._manifest is None:
             _write_prompts(self.path, self.prompts)
         manifest = self._manifest if self._registered and self._manifest is not None else self._register(parts[0])
@@ -299,12 +304,14 @@ class ShardWriter:
         write_atomic(self.path / shard.file, content)
         manifest = replace(manifest, shards=(*manifest.shards, shard))
         write_atomic(self.path / MANIFEST, manifest_bytes(manifest))
-        self._manifest = manifest
+        # In one statement without a call: Ctrl-C lands before it, and the same shard is written again, or after it.
+        left = self._pending[end:]
+        self._manifest, self._pending = manifest, left
 
     def _register(self, first: LoggedDataset) -> Manifest:
         """Note this recording in the manifest before its first shard."""
-        metadata, manifest = self._metadata, self._manifest
-        recording = Recording(self.flushed_rows, metadata.seed, self._batch_size, metadata.versions)
+        metadata, manifest = self.metadata, self._manifest
+        recording = Recording(self.flushed_rows, metadata.seed, self.batch_size, metadata.versions)
         if manifest is None:
             manifest = Manifest(
                 env_id=metadata.env_id,

@@ -1,0 +1,295 @@
+"""Recording what a policy or an agent does: :func:`collect`.
+
+Rounds come in batches. All that is random in batch k is drawn from the streams ``("collect", part, k)`` of the seed,
+and every batch is played as a whole, so that a log of n rows is the first n rows of an endless one which the seed and
+the batch size name. That is why an interrupted recording goes on as if nothing had happened, and why a second call with
+the same arguments and ``mode="append"`` costs no more than reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker
+
+from offprompts_env.columns import concatenate, make_dataset
+from offprompts_env.envs import PromptEnv, PromptVectorEnv
+from offprompts_env.errors import ConfigError, DimensionError
+from offprompts_env.recording import (
+    as_column,
+    check_propensities,
+    describe,
+    package_versions,
+    said_columns,
+    shown_columns,
+)
+from offprompts_env.rng import integer_seed, stream
+from offprompts_env.sampling import sample_actions
+from offprompts_env.simulator import Simulator
+from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
+from offprompts_env.types import (
+    Agent,
+    Contexts,
+    FloatArray,
+    IntArray,
+    LoggedDataset,
+    LogMetadata,
+    Oracle,
+    Policy,
+    PromptSet,
+    check_actions,
+)
+
+Act = Callable[[Contexts, np.random.Generator], tuple[IntArray, FloatArray]]
+
+# Rounds a batch: of a closed-form world, and at most where a language model answers or an environment is stepped.
+_CLOSED_FORM_BATCH, _LARGEST_BATCH = 4096, 256
+
+
+def collect(
+    env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Simulator,
+    policy: Policy | Agent,
+    n: int,
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    mode: Mode = "refuse",
+    progress: bool | None = None,
+    shard_rows: int = SHARD_ROWS,
+) -> LoggedDataset:
+    """Record n rounds of `policy` in `env`.
+
+    An environment of this project is played through its simulator in batches, also with the wrappers that ``gym.make``
+    adds by itself; one with other wrappers, or of another class, is stepped with them. A vector environment has
+    `num_envs` rounds in a batch.
+
+    Args:
+        env: an environment, a vector environment, or a simulator.
+        policy: anything with ``probabilities``, or an agent with ``act``; an agent's ``learn`` is called with each
+            batch once played, without the oracle. The propensity recorded is that with which the action was drawn.
+        n: rows of the log, those that are there already included.
+        path: directory of the log; without one it stays in memory.
+        seed: names the recording. The environment's own state does not matter.
+        batch_size: rounds a batch. The rows depend on it; by default that of the log appended to, else 4,096 in a
+            closed-form world and otherwise n in equal parts of at most 256.
+        mode: where there is a log already: refuse; append what is missing to n rows, exactly as if the recording had
+            not been interrupted (an agent goes on from the state it is in); or overwrite it.
+        progress: show a progress bar; by default when on a terminal.
+        shard_rows: rows a Parquet file.
+
+    Returns:
+        The log, read back from `path` where there is one. After an error or Ctrl-C the rows so far are there.
+
+    Raises:
+        ConfigError: a wrong argument, or appending with another seed or batch size than the log has.
+        StorageError: `mode` forbids to write, or the disk is full.
+        DataError: appending to a log of another environment.
+    """
+    if n < 1:
+        raise ConfigError(f"n: expected at least 1 round, got {n}")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+    player = _player(env, seed)
+    act = _act(policy, player.prompts)
+    fixed = player.batch_size
+    if fixed is not None and batch_size not in (None, fixed):
+        raise ConfigError(f"batch_size: expected {fixed}, the number of sub-environments, got {batch_size}")
+    size, learn = fixed or batch_size, getattr(policy, "learn", None)
+    if path is None:
+        parts: list[LoggedDataset] = []
+        _record(player, act, learn, parts.append, range(n), size or player.default_batch(n), progress)
+        return concatenate(parts, player.metadata)
+    with ShardWriter(path, player.prompts, player.metadata, mode=mode, shard_rows=shard_rows) as writer:
+        size = _agreed_size(writer, size, seed) or player.default_batch(n)
+        writer.batch_size = size
+        if writer.rows < n:
+            _record(player, act, learn, writer.append, range(writer.rows, n), size, progress)
+    return load(path)
+
+
+def _agreed_size(writer: ShardWriter, size: int | None, seed: int) -> int | None:
+    """Return the batch size of the log that is continued, or `size` where there is none."""
+    if writer.manifest is None:
+        return size
+    for recording in writer.manifest.recordings:
+        if recording.batch_size is None:
+            raise ConfigError(
+                f"{writer.path}: expected a log that collect has begun, got one written by a recording wrapper or by "
+                "save; record into another directory"
+            )
+        if (seed, size or recording.batch_size) != (recording.seed, recording.batch_size):
+            raise ConfigError(
+                f"{writer.path}: expected to continue with seed={recording.seed} and batch_size={recording.batch_size} "
+                f"as recorded, got seed={seed} and batch_size={size}; pass the same ones, or record into another "
+                "directory"
+            )
+        size = recording.batch_size
+    return size
+
+
+class _Player(Protocol):
+    """Plays numbered batches of rounds."""
+
+    prompts: PromptSet
+    metadata: LogMetadata
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rounds a batch, where the environment decides that."""
+
+    def default_batch(self, n: int) -> int:
+        """Rounds a batch where neither the caller nor the environment says."""
+
+    def play(self, index: int, size: int, act: Act) -> LoggedDataset:
+        """Play batch `index` of `size` rounds."""
+
+
+def _record(
+    player: _Player,
+    act: Act,
+    learn: Callable[[LoggedDataset], None] | None,
+    keep: Callable[[LoggedDataset], None],
+    rows: range,
+    size: int,
+    progress: bool | None,
+) -> None:
+    """Play the batches that hold `rows` and keep those rows."""
+    from tqdm import tqdm
+
+    hidden = None if progress is None else not progress
+    with tqdm(total=rows.stop, initial=rows.start, unit="row", disable=hidden) as bar:
+        for index in range(rows.start // size, -(-rows.stop // size)):
+            batch = player.play(index, size, act)
+            first, last = max(rows.start - index * size, 0), min(rows.stop - index * size, size)
+            kept = batch if (first, last) == (0, size) else batch.take(slice(first, last))
+            keep(kept)
+            if learn is not None:
+                learn(replace(kept, oracle=None))
+            bar.update(len(kept))
+
+
+def _equal_parts(n: int) -> int:
+    return -(-n // -(-n // _LARGEST_BATCH))
+
+
+class _SimulatorPlayer:
+    def __init__(self, simulator: Simulator, metadata: LogMetadata, batch_size: int | None, seed: int) -> None:
+        self.simulator, self.prompts, self.metadata = simulator, simulator.prompts, metadata
+        self.batch_size, self.seed = batch_size, seed
+
+    def default_batch(self, n: int) -> int:
+        return _CLOSED_FORM_BATCH if self.simulator.exact else _equal_parts(n)
+
+    def play(self, index: int, size: int, act: Act) -> LoggedDataset:
+        def rng(part: str) -> np.random.Generator:
+            return stream(self.seed, "collect", part, index)
+
+        contexts = self.simulator.contexts.sample(size, rng("contexts"))
+        actions, propensities = act(contexts, rng("actions"))
+        rounds = self.simulator.play(contexts, actions, rng("outputs"), rng("rewards"))
+        return LoggedDataset(
+            context=contexts.context,
+            query=contexts.query,
+            action=rounds.actions,
+            propensity=propensities,
+            reward=rounds.reward,
+            output=rounds.outputs.embedding,
+            prompts=self.prompts,
+            sentence=rounds.outputs.text,
+            user_id=contexts.user_id,
+            item_id=contexts.item_id,
+            query_text=contexts.query_text,
+            oracle=Oracle(rounds.expected_reward),
+            metadata=self.metadata,
+        )
+
+
+class _EnvPlayer:
+    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
+        self.env, self.seed, self.batch_size = env, seed, None
+        self.prompts, self.metadata = describe(env, seed)
+
+    def default_batch(self, n: int) -> int:
+        return _equal_parts(n)
+
+    def play(self, index: int, size: int, act: Act) -> LoggedDataset:
+        rng = stream(self.seed, "collect", "actions", index)
+        env_seed: int | None = integer_seed(self.seed, "collect", "env", index)
+        rows = []
+        for _ in range(size):
+            shown = shown_columns(*self.env.reset(seed=env_seed))
+            env_seed = None
+            contexts = Contexts(**{name: as_column([value], name) for name, value in shown.items()})
+            actions, propensities = act(contexts, rng)
+            _, reward, _, _, info = self.env.step(actions[0])
+            rows.append(shown | said_columns(info) | {
+                "action": actions[0], "propensity": propensities[0], "reward": reward,
+            })  # fmt: skip
+        columns = {name: as_column([row[name] for row in rows], name) for name in rows[0]}
+        return make_dataset(columns, self.prompts, self.metadata)
+
+
+class _VectorEnvPlayer:
+    def __init__(self, env: VectorEnv[Any, Any, Any], seed: int) -> None:
+        self.env, self.seed, self.batch_size = env, seed, env.num_envs
+        self.prompts, self.metadata = describe(env, seed)
+
+    def default_batch(self, n: int) -> int:
+        return self.batch_size
+
+    def play(self, index: int, size: int, act: Act) -> LoggedDataset:
+        # A reset before every step: whatever the autoreset mode, the step is a round and not a reset.
+        shown = shown_columns(*self.env.reset(seed=integer_seed(self.seed, "collect", "env", index)))
+        actions, propensities = act(Contexts(**shown), stream(self.seed, "collect", "actions", index))
+        _, reward, _, _, infos = self.env.step(actions)
+        said = said_columns(infos.get("final_info", infos))
+        columns = shown | said | {"action": actions, "propensity": propensities, "reward": reward}
+        return make_dataset(columns, self.prompts, self.metadata)
+
+
+def _player(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Simulator, seed: int) -> _Player:
+    if isinstance(env, Simulator):
+        return _SimulatorPlayer(env, LogMetadata(seed=seed, versions=package_versions()), None, seed)
+    inner: Any = env
+    while type(inner) in (OrderEnforcing, PassiveEnvChecker):
+        inner = inner.env
+    for native in (PromptEnv, PromptVectorEnv):
+        # A subclass that steps in its own way is not its simulator.
+        if isinstance(inner, native) and type(inner).step is native.step and type(inner).reset is native.reset:
+            metadata = describe(env, seed)[1]
+            return _SimulatorPlayer(inner.simulator, metadata, getattr(inner, "num_envs", None), seed)
+    if isinstance(env, VectorEnv):
+        return _VectorEnvPlayer(env, seed)
+    if isinstance(env, gym.Env):
+        return _EnvPlayer(env, seed)
+    raise ConfigError(
+        f"env: expected an environment, a vector environment or a simulator, got {type(env).__name__}; "
+        "make one with gym.make('OffPrompts-...')"
+    )
+
+
+def _act(policy: Policy | Agent, prompts: PromptSet) -> Act:
+    own = getattr(policy, "act", None)
+    if own is not None:
+
+        def act(contexts: Contexts, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+            actions, propensities = own(contexts, rng)
+            actions = check_actions(actions, len(prompts), len(contexts))
+            return actions, check_propensities(propensities, (len(contexts),))
+
+        return act
+    if not isinstance(policy, Policy):
+        raise ConfigError(
+            f"policy: expected an object with 'probabilities' and 'n_prompts', or an agent with 'act', got "
+            f"{type(policy).__name__}"
+        )
+    if policy.n_prompts != len(prompts):
+        raise DimensionError(f"policy: expected {len(prompts)} prompts as in env, got {policy.n_prompts}")
+    return lambda contexts, rng: sample_actions(policy, contexts, rng)
