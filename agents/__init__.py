@@ -1,10 +1,10 @@
 """Everything that learns from a log: policies, reward models, learners and estimators, built on PyTorch.
 
-    learner = agents.DSO(tau=1.0)
-    policy = learner.fit(log, generator=simulator.outputs, seed=0)
-    policy.save("policy"); agents.load_policy("policy", prompts=log.prompts)
+A learner is a frozen configuration: ``agents.DSO(tau=1.0).fit(log, generator=simulator.outputs)`` gives a policy, which
+``save(path)`` writes and ``agents.load_policy(path)`` reads. ``fit_many`` learns from many logs as one batched problem.
 """
 
+from agents.estimators import DM, IS, Estimator, KernelIS
 from agents.kernels import (
     GaussianKernel,
     Kernel,
@@ -46,15 +46,19 @@ from agents.rewards import (
 from agents.training import TrainingWarning
 
 __all__ = [
+    "DM",
     "DSO",
+    "IS",
     "BehaviorCloning",
     "Callback",
     "ConstantPolicy",
     "EpsilonGreedyPolicy",
+    "Estimator",
     "FittedRewards",
     "GaussianKernel",
     "ImportanceSamplingPG",
     "Kernel",
+    "KernelIS",
     "KnownDensity",
     "Learner",
     "LoggingDensity",

@@ -2,7 +2,7 @@
 
 A learner looks at a log, and where the method is so defined at the generator and the logging policy; never at rewards
 of sentences that were not logged. Several logs (worlds, seeds) are fitted as one batched problem, with the same result
-as one by one. Defaults are those of the released code of Kiyohara, Cao, Saito, Joachims (RecSys 2025, arXiv 2504.02646).
+as one by one. Defaults are those of the released code of Kiyohara, Cao, Saito, Joachims (RecSys 2025, 2504.02646).
 
 Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
 """
@@ -183,7 +183,7 @@ class PolicyGradient:
 
 @dataclass(frozen=True, eq=False)
 class Worlds:
-    """What an offline learner is given, for W worlds.
+    """What an offline learner or estimator is given, for W worlds.
 
     Attributes:
         stack: the logs.
@@ -230,24 +230,30 @@ class Worlds:
         columns = []
         for world, log in enumerate(self.stack.logs):
             if self.logging_policies is not None and np.isnan(log.propensity).any():
-                columns.append(chosen_probabilities(self.logging_policies[world], log))
+                columns.append(estimated_propensities(self.logging_policies[world], log))
             else:
                 columns.append(log.require_propensities(label))
         return StackedLogs.join(columns).to(torch.float32)
 
 
 def chosen_probabilities(policy: Policy, log: LoggedDataset) -> FloatArray:
-    """Return ``π(a_i | x_i, q_i)`` of the logged prompts under `policy`, (n,).
-
-    Raises:
-        PropensityError: `policy` gives a logged prompt probability 0.
-    """
+    """Return ``π(a_i | x_i, q_i)`` of the logged prompts under `policy`, (n,)."""
     found = np.empty(len(log))
     size = max(1, _PMF_AT_ONCE // log.n_prompts)
     for start in range(0, len(log), size):
         part = slice(start, start + size)
         pmf = policy.probabilities(log.contexts.take(part))
         found[part] = pmf[np.arange(len(pmf)), log.action[part]]
+    return found
+
+
+def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatArray:
+    """Return π₀ of the logged prompts under a `logging_policy` that is said to have recorded them, (n,).
+
+    Raises:
+        PropensityError: it gives a logged prompt probability 0.
+    """
+    found = chosen_probabilities(logging_policy, log)
     if not (found > 0).all():
         row = int(np.argmin(found > 0))
         raise PropensityError(

@@ -66,7 +66,15 @@ def greedy(scores: FloatArray) -> FloatArray:
     return pmf
 
 
-class UniformPolicy:
+class Saves:
+    """Gives a policy its ``save``."""
+
+    def save(self: Policy, path: str | Path) -> Path:
+        """Write this policy into the directory `path`; see :func:`save_policy`."""
+        return save_policy(self, path)
+
+
+class UniformPolicy(Saves):
     """``π(a) = 1 / A``.
 
     Args:
@@ -97,7 +105,7 @@ class UniformPolicy:
         return cls(**record.settings)
 
 
-class ConstantPolicy:
+class ConstantPolicy(Saves):
     """Always the same prompt.
 
     Args:
@@ -132,7 +140,7 @@ class ConstantPolicy:
         return cls(**record.settings)
 
 
-class SoftmaxPolicy:
+class SoftmaxPolicy(Saves):
     """``π(a | x, q) ∝ exp(β · score(x, q, a))``.
 
     Args:
@@ -162,7 +170,7 @@ class SoftmaxPolicy:
         return cls(_scores_of(settings.pop("scores"), record.tensors), **settings)
 
 
-class EpsilonGreedyPolicy:
+class EpsilonGreedyPolicy(Saves):
     """The best-scored prompt with probability ``1 − ε``, else a uniform one: ``π(a) = (1 − ε) 1{a = a*} + ε / A``.
 
     Args:
@@ -199,7 +207,7 @@ class EpsilonGreedyPolicy:
 
 
 @dataclass(frozen=True, eq=False)
-class NeuralPolicy:
+class NeuralPolicy(Saves):
     """Softmax over the outputs of a perceptron on ``[x, q]``.
 
     Attributes:
