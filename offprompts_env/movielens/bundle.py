@@ -1,0 +1,298 @@
+"""The asset bundle: models, users, movies and keywords of the MovieLens benchmark in one directory.
+
+    bundle.json            what is in it, and a checksum of every other file
+    users.safetensors      ids (n_users,) int64, vectors (n_users, d_x) float32
+    items.csv              item_id,title,genres,year; genres separated by |
+    keywords.csv           keyword,kind,group; the first n are a balanced catalogue for every n
+    no_prompt.csv          item_id,sample,sentence: what the language model says without a keyword
+    lm/  simulator/        Hugging Face directories; the simulator's has a head beside the encoder
+    encoders/              principal components for sentences, queries and prompts
+    collaborative.safetensors
+
+Files are checked against their size and SHA-256 when they are first used.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offprompts_env.errors import BundleError
+from offprompts_env.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from offprompts_env.movielens.simulator import LikeSimulator
+    from offprompts_env.text.decoding import Decoding
+    from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
+    from offprompts_env.text.language_model import CausalLM
+    from offprompts_env.text.prompted import PromptFormatter
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+_REMEDY = "reinstall offprompts-env, or build the bundle again with 'offprompts build-assets'"
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What `bundle.json` says, besides checksums.
+
+    Attributes:
+        name: of the bundle.
+        template: request with ``{query}`` and ``{prompt}``.
+        template_without_prompt: request with ``{query}``.
+        decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
+        user_features: names of the columns of user vectors.
+        config: settings of the pipeline that built it.
+    """
+
+    name: str
+    template: str
+    template_without_prompt: str
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    user_features: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Users:
+    """Users: `ids` (n,) int64 and taste `vectors` (n, d_x) float32."""
+
+    ids: IntArray
+    vectors: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Movies: `ids` (n,) int64, titles with the year, genres, years (0 where unknown)."""
+
+    ids: IntArray
+    titles: tuple[str, ...]
+    genres: tuple[tuple[str, ...], ...]
+    years: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class KeywordEntry:
+    """A keyword of the catalogue, with what kind of word it is and to which group it belongs."""
+
+    text: str
+    kind: str
+    group: str
+
+
+def write_manifest(directory: str | Path, info: BundleInfo) -> Path:
+    """Write `bundle.json` for the files that lie in `directory`, all of them, and return its path."""
+    folder = Path(directory)
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    described = {"format_version": FORMAT_VERSION, **vars(info), "files": files}
+    target = folder / MANIFEST
+    target.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Bundle:
+    """A bundle on disk, read piece by piece as it is needed.
+
+    Args:
+        directory: where it lies.
+        info: what it says of itself.
+        files: size and SHA-256 of every file.
+        device: where its models compute.
+    """
+
+    def __init__(
+        self, directory: Path, info: BundleInfo, files: Mapping[str, Mapping[str, Any]], *, device: str = "cpu"
+    ) -> None:
+        self.directory, self.info, self.files, self.device = directory, info, files, device
+        self._checked: set[str] = set()
+        self._text_encoders: dict[tuple[Any, ...], TextEncoder] = {}
+
+    @classmethod
+    def open(cls, path: str | Path | None = None, *, device: str = "cpu") -> Bundle:
+        """Open the bundle in the directory `path`, or the embedded one.
+
+        Raises:
+            BundleError: there is none, or its format is newer than this package.
+        """
+        folder = Path(str(resources.files("offprompts_env") / "assets" / "movielens")) if path is None else Path(path)
+        try:
+            described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            version = described.pop("format_version")
+            if version > FORMAT_VERSION:
+                raise BundleError(
+                    f"bundle: {folder} has format version {version}, this package reads up to {FORMAT_VERSION}; "
+                    "update offprompts-env"
+                )
+            files = described.pop("files")
+            described["user_features"] = tuple(described["user_features"])
+            return cls(folder, BundleInfo(**described), files, device=device)
+        except FileNotFoundError as error:
+            raise BundleError(f"bundle: expected {MANIFEST} in {folder}, found none; {_REMEDY}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError) as error:
+            raise BundleError(f"bundle: cannot read {folder / MANIFEST} ({error!r}); {_REMEDY}") from error
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file after checking it against its checksum.
+
+        Raises:
+            BundleError: the file is missing or differs.
+        """
+        path = self.directory / name
+        if name in self._checked:
+            return path
+        if name not in self.files:
+            raise BundleError(f"bundle: {self.directory} lists no file {name!r}; {_REMEDY}")
+        expected = self.files[name]
+        wanted = f"expected {expected['bytes']} bytes with SHA-256 {expected['sha256']}"
+        if not path.is_file():
+            raise BundleError(f"bundle: {path}: {wanted}, found no file; {_REMEDY}")
+        size = path.stat().st_size
+        found = _sha256(path) if size == expected["bytes"] else "not computed"
+        if found != expected["sha256"]:
+            raise BundleError(f"bundle: {path}: {wanted}, found {size} bytes with SHA-256 {found}; {_REMEDY}")
+        self._checked.add(name)
+        return path
+
+    def folder(self, name: str) -> Path:
+        """Return the path of a directory after checking all files in it.
+
+        Raises:
+            BundleError: a file is missing or differs, or there is no such directory.
+        """
+        inside = [file for file in self.files if file.startswith(f"{name}/")]
+        if not inside:
+            raise BundleError(f"bundle: {self.directory} lists no directory {name!r}; {_REMEDY}")
+        for file in inside:
+            self.file(file)
+        return self.directory / name
+
+    def verify(self) -> None:
+        """Check every file.
+
+        Raises:
+            BundleError: the first one that is missing or differs.
+        """
+        for name in self.files:
+            self.file(name)
+
+    @cached_property
+    def users(self) -> Users:
+        """Users and their taste vectors."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(self.file("users.safetensors"))
+        return Users(tensors["ids"].astype(np.int64), tensors["vectors"].astype(np.float32))
+
+    @cached_property
+    def items(self) -> Items:
+        """Movies."""
+        rows = self._rows("items.csv")
+        return Items(
+            np.array([int(row["item_id"]) for row in rows]),
+            tuple(row["title"] for row in rows),
+            tuple(tuple(row["genres"].split("|")) for row in rows),
+            np.array([int(row["year"] or 0) for row in rows]),
+        )
+
+    @cached_property
+    def keywords(self) -> tuple[KeywordEntry, ...]:
+        """Keywords, in catalogue order."""
+        return tuple(KeywordEntry(row["keyword"], row["kind"], row["group"]) for row in self._rows("keywords.csv"))
+
+    @cached_property
+    def no_prompt_sentences(self) -> Mapping[str, tuple[str, ...]]:
+        """What the language model says of each title without a keyword."""
+        title_of = dict(zip(self.items.ids.tolist(), self.items.titles, strict=True))
+        sentences: dict[str, tuple[str, ...]] = {}
+        for row in self._rows("no_prompt.csv"):
+            title = title_of[int(row["item_id"])]
+            sentences[title] = (*sentences.get(title, ()), row["sentence"])
+        return sentences
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        with self.file(name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def formatter(self) -> PromptFormatter:
+        """Makes requests as the language model was trained on them."""
+        from offprompts_env.text.prompted import PromptFormatter
+
+        return PromptFormatter(self.info.template, self.info.template_without_prompt)
+
+    @property
+    def decoding(self) -> Decoding:
+        """Decoding settings of the bundle."""
+        from offprompts_env.text.decoding import Decoding
+
+        return Decoding.from_mapping(self.info.decoding)
+
+    @cached_property
+    def language_model(self) -> CausalLM:
+        """The language model with the bundle's own decoding."""
+        from offprompts_env.text.language_model import CausalLM
+
+        return CausalLM.from_pretrained(self.folder("lm"), decoding=self.decoding, device=self.device)
+
+    @cached_property
+    def simulator(self) -> LikeSimulator:
+        """The reward simulator."""
+        from offprompts_env.movielens.simulator import LikeSimulator
+
+        return LikeSimulator.load(self.folder("simulator"), device=self.device)
+
+    def encoder(self, name: str) -> PCAEncoder:
+        """Return the encoder "sentence", "query" or "prompt".
+
+        Encoders of the bundle share one copy of each model, also with the language model and the simulator.
+        """
+        from offprompts_env.text.encoder import PCAEncoder
+
+        for suffix in ("json", "safetensors"):
+            self.file(f"encoders/{name}.{suffix}")
+        described = json.loads((self.directory / "encoders" / f"{name}.json").read_text(encoding="utf-8"))
+        states = self.text_encoder(
+            Path(described["model"]).name, described["pooling"], described["layer"], described["max_tokens"]
+        )
+        return PCAEncoder.load(self.directory / "encoders", name, encoder=states)
+
+    @property
+    def reward_encoder(self) -> TextEncoder:
+        """The encoder whose states the simulator reads."""
+        config = self.simulator.config
+        return self.text_encoder("simulator", config.pooling, -1, config.max_tokens)
+
+    def text_encoder(self, model: str, pooling: Pooling, layer: int, max_tokens: int | None) -> TextEncoder:
+        """Return the pooled states of the bundle's model "lm" or "simulator".
+
+        The same settings give the same object, which remembers its last batch: a sentence that is embedded and then
+        judged is encoded once.
+        """
+        from offprompts_env.text.encoder import TextEncoder
+
+        if model == "simulator":
+            network, tokenizer = self.simulator.encoder, self.simulator.tokenizer
+        elif model == "lm":
+            network, tokenizer = self.language_model.model.base_model, self.language_model.tokenizer
+        else:
+            raise BundleError(f"bundle: expected an encoder of 'lm' or 'simulator', got {model!r}; {_REMEDY}")
+        made = TextEncoder(network, tokenizer, pooling=pooling, layer=layer, max_tokens=max_tokens)
+        return self._text_encoders.setdefault((model, pooling, layer, made.max_tokens), made)
