@@ -6,6 +6,7 @@ lossless: byte-stream-split and zstd for floating point numbers, dictionaries fo
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,20 +101,15 @@ def encode(parts: Sequence[LoggedDataset], types: Mapping[str, str], stamp: Mapp
     import pyarrow.parquet as pq
 
     schema = _arrow_schema(types)
-    arrays = []
-    for column in schema:
-        values = np.concatenate([_values(part, column.name) for part in parts])
-        if values.ndim == 2:
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=column.type))
-        elif values.dtype == object:
-            arrays.append(pa.array(values, type=column.type))
-        else:
-            arrays.append(pa.array(values.astype(column.type.to_pandas_dtype(), copy=False)))
+    arrays = [
+        _to_arrow(np.concatenate([_values(part, column.name) for part in parts]), types[column.name], column.type)
+        for column in schema
+    ]
     floats = {name: kind for name, kind in types.items() if kind.startswith("float")}
     leaves = {name: f"{name}.list.element" if _VECTOR.fullmatch(kind) else name for name, kind in floats.items()}
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.table(arrays, schema=schema.with_metadata(stamp)),
+        pa.Table.from_arrays(arrays, schema=schema.with_metadata(stamp)),
         sink,
         compression="zstd",
         compression_level=1,
@@ -134,24 +130,53 @@ def decode(content: bytes, types: Mapping[str, str], file: Path) -> dict[str, Ar
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{file}: expected a Parquet file, cannot read it: {error}; {REPAIR}") from error
     schema, expected = table.schema.remove_metadata(), _arrow_schema(types)
     if schema != expected:
         raise StorageError(f"{file}: expected columns ({_one_line(expected)}), got ({_one_line(schema)}); {REPAIR}")
-    columns: dict[str, Array] = {}
-    for name, kind in types.items():
-        vector = _VECTOR.fullmatch(kind)
-        if kind == "float32[0]":
-            columns[name] = np.empty((table.num_rows, 0), dtype=np.float32)
-        elif vector:
-            flat = table.column(name).combine_chunks().flatten()
-            columns[name] = flat.to_numpy(zero_copy_only=False).reshape(-1, int(vector[1]))
-        else:
-            columns[name] = table.column(name).to_numpy()
+    columns = {name: _from_arrow(table, name, kind) for name, kind in types.items()}
     columns["action"] = columns["action"].astype(np.int64, copy=False)
     return columns
+
+
+# Buffers instead of pyarrow's own conversions, because those import pandas, which takes longer than writing a shard.
+
+
+def _to_arrow(values: Array, kind: str, arrow_type: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if kind == "string":
+        encoded = [text.encode() for text in values]
+        offsets = np.zeros(len(values) + 1, dtype=np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+        return pa.Array.from_buffers(arrow_type, len(values), buffers)
+    if values.ndim == 2:
+        flat = pa.Array.from_buffers(pa.float32(), values.size, [None, pa.py_buffer(values.ravel())])
+        return pa.FixedSizeListArray.from_arrays(flat, type=arrow_type)
+    return pa.Array.from_buffers(arrow_type, len(values), [None, pa.py_buffer(values.astype(kind, copy=False))])
+
+
+def _from_arrow(table: pa.Table, name: str, kind: str) -> Array:
+    vector = _VECTOR.fullmatch(kind)
+    if vector and vector[1] == "0":
+        return np.empty((table.num_rows, 0), dtype=np.float32)
+    array = table.column(name).combine_chunks()
+    if kind == "string":
+        offsets = np.frombuffer(
+            array.buffers()[1], dtype=np.int64, count=len(array) + 1, offset=8 * array.offset
+        ).tolist()
+        content = array.buffers()[2].to_pybytes() if array.buffers()[2] is not None else b""
+        texts = np.empty(len(array), dtype=object)
+        texts[:] = [content[i:j].decode() for i, j in itertools.pairwise(offsets)]
+        return texts
+    if vector:
+        array = array.flatten()
+    dtype = np.dtype("float32" if vector else kind)
+    values = np.frombuffer(array.buffers()[1], dtype=dtype, count=len(array), offset=dtype.itemsize * array.offset)
+    return values.reshape(-1, int(vector[1])) if vector else values
 
 
 def _one_line(schema: pa.Schema) -> str:

@@ -409,11 +409,14 @@ def check_propensities(propensity: npt.ArrayLike, shape: tuple[int, ...]) -> Flo
         PropensityError: another shape, or a value that is neither in (0, 1] nor NaN for unknown.
     """
     try:
-        array = np.array(propensity, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise PropensityError(f"propensity: expected numbers in (0, 1], got {propensity!r}") from error
-    if array.shape != shape:
-        raise PropensityError(f"propensity: expected shape {shape}, one number a round, got {array.shape}")
+        given = np.asarray(propensity)
+    except ValueError as error:
+        raise PropensityError(f"propensity: expected one number a round, got {propensity!r}") from error
+    if given.dtype.kind not in "fiu":
+        raise PropensityError(f"propensity: expected numbers in (0, 1], got {propensity!r}")
+    if given.shape != shape:
+        raise PropensityError(f"propensity: expected shape {shape}, one number a round, got {given.shape}")
+    array = given.astype(np.float64)
     valid = np.isnan(array) | ((array > 0) & (array <= 1))
     if not valid.all():
         raise PropensityError(

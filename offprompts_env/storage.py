@@ -109,7 +109,7 @@ def iter_batches(path: str | Path, rows: int) -> Iterator[LoggedDataset]:
     left: dict[str, Array] = {}
     for shard in manifest.shards:
         fresh = _read_shard(root, shard, manifest)
-        columns = {name: np.concatenate([left[name], v]) if left else v for name, v in fresh.items()}
+        columns = {name: np.concatenate([left[name], v]) if left else np.array(v) for name, v in fresh.items()}
         held = len(columns["action"])
         for start in range(0, held - rows + 1, rows):
             part = {name: values[start : start + rows] for name, values in columns.items()}
@@ -170,6 +170,9 @@ class ShardWriter:
         self._waiting_since = 0.0
         self._registered = False
         json_text(self.metadata.env_config)
+        # While the interpreter ends is too late for this import, but not for writing the last rows.
+        import pyarrow.parquet  # noqa: F401
+
         self._lock = lock_directory(self.path)
         self._closed = False
         try:

@@ -239,7 +239,7 @@ def test_other_files_are_never_touched(tmp_path: Path, mode: storage.Mode) -> No
 def test_wrong_arguments(tmp_path: Path) -> None:
     log = make_log()
     with pytest.raises(ConfigError, match="unknown mode 'apend': did you mean 'append'"):
-        save(log, tmp_path / "log", mode="apend")  # type: ignore[arg-type]
+        save(log, tmp_path / "log", mode="apend")
     with pytest.raises(ConfigError, match="shard_rows: expected at least 1, got 0"):
         save(log, tmp_path / "log", shard_rows=0)
     with pytest.raises(DataError, match="expected an environment config that fits into JSON"):
