@@ -1,0 +1,302 @@
+"""The MovieLens world: its contexts, and the configuration that puts its parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from offprompts_env.config import Config, check_integer, check_number
+from offprompts_env.errors import ConfigError, DimensionError, unknown_name
+from offprompts_env.movielens.bundle import Bundle
+from offprompts_env.movielens.rewards import LikeModel, LikeReward, SimulatedLikes, UnpromptedSentences
+from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator
+from offprompts_env.text.cache import SampleTable
+from offprompts_env.text.decoding import Decoding
+from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
+from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
+from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
+
+SimulatorName = Literal["distilbert", "collaborative"]
+
+# What a language model other than the bundle's is asked, where the caller has no template of their own.
+INSTRUCTION = PromptFormatter(
+    'Describe the movie "{query}" in one sentence for somebody who considers watching it, without naming it. '
+    'Focus on this keyword: "{prompt}". Description:',
+    'Describe the movie "{query}" in one sentence for somebody who considers watching it, without naming it. '
+    "Description:",
+)
+
+
+class MovieLensContexts:
+    """Users and movies, drawn uniformly and independently.
+
+    Args:
+        user_ids: (n_users,).
+        user_vectors: taste, (n_users, d_x).
+        item_ids: (n_items,).
+        titles: query texts, n_items of them.
+        item_vectors: encodings of the titles, (n_items, d_q).
+        features: names of the taste's dimensions, for showing a user.
+
+    Raises:
+        DimensionError: numbers of rows differ, or there are none.
+    """
+
+    def __init__(
+        self,
+        user_ids: IntArray,
+        user_vectors: FloatArray,
+        item_ids: IntArray,
+        titles: Sequence[str],
+        item_vectors: FloatArray,
+        features: Sequence[str] = (),
+    ) -> None:
+        lengths = (len(user_ids), len(user_vectors)), (len(item_ids), len(titles), len(item_vectors))
+        if len(set(lengths[0])) > 1 or len(set(lengths[1])) > 1 or 0 in (*lengths[0], *lengths[1]):
+            raise DimensionError(
+                f"contexts: expected as many user ids as vectors and as many item ids as titles and vectors, at least "
+                f"one each, got {lengths[0]} and {lengths[1]}"
+            )
+        self._users = np.asarray(user_ids, dtype=np.int64), np.asarray(user_vectors, dtype=np.float32)
+        self._items = np.asarray(item_ids, dtype=np.int64), np.asarray(item_vectors, dtype=np.float32)
+        self._titles = text_column(titles)
+        self.features = tuple(features)
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x``."""
+        return int(self._users[1].shape[1])
+
+    @property
+    def query_dim(self) -> int:
+        """``d_q``."""
+        return int(self._items[1].shape[1])
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self._users[0])
+
+    @property
+    def n_items(self) -> int:
+        """Number of movies."""
+        return len(self._items[0])
+
+    def sample(self, n: int, rng: np.random.Generator) -> Contexts:
+        """Draw n rounds."""
+        return self.rounds(rng.integers(self.n_users, size=n), rng.integers(self.n_items, size=n))
+
+    def rounds(self, users: IntArray, items: IntArray) -> Contexts:
+        """Return the rounds of given users and movies, by their positions, (n,) each."""
+        return Contexts(
+            self._users[1][users], self._items[1][items], self._users[0][users], self._items[0][items],
+            self._titles[items],
+        )  # fmt: skip
+
+    def describe(self, contexts: Contexts, row: int) -> str:
+        """Say in words what a user likes most and least."""
+        taste = contexts.context[row]
+        if len(self.features) != len(taste):
+            return " ".join(f"{value:+.2f}" for value in taste)
+        order = np.argsort(-taste, kind="stable")
+        liked = ", ".join(f"{self.features[i]} {taste[i]:+.2f}" for i in order[:3])
+        disliked = ", ".join(f"{self.features[i]} {taste[i]:+.2f}" for i in order[:-4:-1])
+        return f"likes {liked}; dislikes {disliked}"
+
+
+@dataclass(frozen=True)
+class MovieLensConfig(Config):
+    """Settings of the MovieLens benchmark; all are JSON-able and are keyword arguments of the environment.
+
+    Attributes:
+        bundle: directory of an asset bundle; None for the embedded one.
+        n_prompts: the first this many keywords are the prompts; None for all.
+        keywords: your own prompts in place of the bundle's keywords.
+        language_model: directory or hub id of a causal LM in place of the bundle's; the published choice is
+            "mistralai/Mistral-7B-Instruct-v0.2".
+        template: what it is asked, with ``{query}`` and ``{prompt}``; None for the bundle's, or for another language
+            model :data:`INSTRUCTION`.
+        template_without_prompt: the same with ``{query}`` only.
+        chat_template: whether another language model is asked in the form of its chat template.
+        pad_token: see :class:`~offprompts_env.text.language_model.CausalLM`.
+        decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` on top of the bundle's, or for another
+            language model on top of the defaults.
+        sentence_encoder: directory or hub id of an encoder whose components, fitted on the bundle's sentences, embed
+            outputs; None for the bundle's. The published choice is "distilbert-base-uncased".
+        query_encoder: the same for queries, fitted on the titles.
+        prompt_encoder: the same for prompts, fitted on the keywords.
+        pooling: of these encoders: "mean", "cls" or "last".
+        output_dim: ``d_o``; None for as many components as the bundle has.
+        query_dim: ``d_q``; the same.
+        prompt_dim: ``d_e``; the same.
+        simulator: "distilbert", or "collaborative" for collaborative filtering.
+        reward_type: "continuous" or "binary".
+        reward_scale: factor of a continuous reward; the published one is 10.
+        reward_std: standard deviation of the noise of a continuous reward; the published one is 0.05.
+        baseline_samples: sentences without a prompt that a continuous reward compares with.
+        cache_slots: K of a :class:`~offprompts_env.text.cache.SampleTable` around the output model; None for fresh
+            sentences in every round.
+        device: "cpu", "cuda" or "auto".
+        dtype: what models other than the bundle's compute in.
+        batch_size: sentences generated at once.
+    """
+
+    bundle: str | None = None
+    n_prompts: int | None = None
+    keywords: tuple[str, ...] | None = None
+    language_model: str | None = None
+    template: str | None = None
+    template_without_prompt: str | None = None
+    chat_template: bool = False
+    pad_token: str | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    sentence_encoder: str | None = None
+    query_encoder: str | None = None
+    prompt_encoder: str | None = None
+    pooling: Pooling = "mean"
+    output_dim: int | None = None
+    query_dim: int | None = None
+    prompt_dim: int | None = None
+    simulator: SimulatorName = "distilbert"
+    reward_type: RewardKind = "continuous"
+    reward_scale: float = 10.0
+    reward_std: float = 0.05
+    baseline_samples: int = 4
+    cache_slots: int | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("bundle", "language_model", "sentence_encoder", "query_encoder", "prompt_encoder"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
+        if self.keywords is not None:
+            if isinstance(self.keywords, str):
+                raise ConfigError(f"keywords: expected a list of prompts, got one text {self.keywords!r}; pass a list")
+            object.__setattr__(self, "keywords", tuple(self.keywords))
+            check_prompt_texts(self.keywords)
+        for name in ("n_prompts", "output_dim", "query_dim", "prompt_dim", "cache_slots"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        for name in ("baseline_samples", "batch_size"):
+            check_integer(name, getattr(self, name), 1)
+        check_number("reward_std", self.reward_std, 0)
+        check_number("reward_scale", self.reward_scale, 0, strict=True)
+        for name, valid in (("simulator", SimulatorName), ("reward_type", RewardKind), ("pooling", Pooling)):
+            if getattr(self, name) not in get_args(valid):
+                raise unknown_name(name, getattr(self, name), get_args(valid))
+        Decoding.from_mapping(self.decoding)
+        if self.language_model is None and (self.chat_template or self.pad_token is not None):
+            raise ConfigError("chat_template, pad_token: the bundle's model needs neither; set language_model too")
+
+    def build(
+        self,
+        *,
+        contexts: ContextSource | None = None,
+        outputs: OutputModel | None = None,
+        rewards: RewardModel | None = None,
+    ) -> Simulator:
+        """Return the simulator of this world; a part that is given takes the place of the built-in one.
+
+        Where a part is given, one round is played, so that parts that do not fit are found here.
+
+        Raises:
+            BundleError: the bundle is missing or damaged.
+            ModelError: a model cannot be loaded or used.
+            DimensionError: parts disagree about a dimension.
+            ConfigError: more prompts than there are keywords, or a setting that does not fit.
+        """
+        bundle = Bundle.open(self.bundle, device=self.device)
+        source = self._contexts(bundle) if contexts is None else contexts
+        model = self._outputs(bundle) if outputs is None else outputs
+        reward = self._rewards(bundle, model) if rewards is None else rewards
+        if isinstance(reward, LikeReward) and reward.context_dim != source.context_dim:
+            raise DimensionError(
+                f"rewards: the reward model reads users of dimension {reward.context_dim}, but the context source has "
+                f"{source.context_dim}; pass a reward model for these users with rewards="
+            )
+        simulator = Simulator(source, model, reward, reward_std=self.reward_std)
+        if contexts is not None or outputs is not None or rewards is not None:
+            rng = np.random.default_rng(0)
+            simulator.play(source.sample(1, rng), np.zeros(1, dtype=np.int64), rng, rng)
+        return simulator
+
+    def _contexts(self, bundle: Bundle) -> MovieLensContexts:
+        users, items = bundle.users, bundle.items
+        encoder = self._encoder(bundle, "query", items.titles)
+        vectors = encoder.encode(items.titles)
+        return MovieLensContexts(users.ids, users.vectors, items.ids, items.titles, vectors, bundle.info.user_features)
+
+    def _outputs(self, bundle: Bundle) -> OutputModel:
+        sentences = [text for texts in bundle.no_prompt_sentences.values() for text in texts]
+        encoder = self._encoder(bundle, "sentence", sentences)
+        model = PromptedLM(self._language_model(bundle), encoder, self._prompts(bundle), self._formatter(bundle))
+        return model if self.cache_slots is None else SampleTable(model, slots=self.cache_slots)
+
+    def _prompts(self, bundle: Bundle) -> PromptSet:
+        own = self.keywords
+        catalogue = tuple(entry.text for entry in bundle.keywords)
+        texts = catalogue if own is None else own
+        if self.n_prompts is not None and self.n_prompts > len(texts):
+            raise ConfigError(
+                f"n_prompts: expected at most {len(texts)}, the number of keywords, got {self.n_prompts}; "
+                "ask for fewer or pass keywords="
+            )
+        texts = texts[: self.n_prompts]
+        encoder = self._encoder(bundle, "prompt", tuple(dict.fromkeys((*catalogue, *texts))))
+        return PromptSet(encoder.encode(texts), texts)
+
+    def _language_model(self, bundle: Bundle) -> CausalLM:
+        if self.language_model is not None:
+            return CausalLM.from_pretrained(
+                self.language_model,
+                decoding=Decoding.from_mapping(self.decoding),
+                device=self.device,
+                dtype=self.dtype,
+                chat_template=self.chat_template,
+                pad_token=self.pad_token,
+                batch_size=self.batch_size,
+            )
+        decoding = replace(bundle.decoding, **self.decoding)
+        shipped = bundle.language_model
+        return CausalLM(shipped.model, shipped.tokenizer, decoding=decoding, batch_size=self.batch_size)
+
+    def _formatter(self, bundle: Bundle) -> PromptFormatter:
+        usual = bundle.formatter if self.language_model is None else INSTRUCTION
+        return PromptFormatter(
+            usual.template if self.template is None else self.template,
+            usual.template_without_prompt if self.template_without_prompt is None else self.template_without_prompt,
+        )
+
+    def _encoder(self, bundle: Bundle, name: str, texts: Sequence[str]) -> PCAEncoder:
+        """Return the encoder called `name`: the bundle's, or one of the configured model fitted on `texts`."""
+        source = getattr(self, f"{name}_encoder")
+        dim = getattr(self, f"{'output' if name == 'sentence' else name}_dim")
+        shipped = bundle.encoder(name)
+        if source is None:
+            return shipped if dim is None else shipped.leading(dim)
+        encoder = TextEncoder.from_pretrained(
+            source, pooling=self.pooling, device=self.device, dtype=self.dtype, pad_token=self.pad_token
+        )
+        return PCAEncoder.fit(encoder, texts, shipped.dim if dim is None else dim)
+
+    def _rewards(self, bundle: Bundle, outputs: OutputModel) -> LikeReward:
+        writer = outputs.outputs if isinstance(outputs, SampleTable) else outputs
+        language_model = getattr(writer, "language_model", None) or self._language_model(bundle)
+        formatter = getattr(writer, "formatter", None) or self._formatter(bundle)
+        # The bundle's sentences are the reference only where the same model is asked the same way.
+        shipped = language_model.fingerprint == bundle.language_model.fingerprint and formatter == bundle.formatter
+        unprompted = UnpromptedSentences(
+            bundle.no_prompt_sentences if shipped else {}, language_model, formatter, self.baseline_samples
+        )
+        return LikeReward(self._likes(bundle), unprompted, kind=self.reward_type, scale=self.reward_scale)
+
+    def _likes(self, bundle: Bundle) -> LikeModel:
+        return SimulatedLikes(bundle.simulator, bundle.reward_encoder)

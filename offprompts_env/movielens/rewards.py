@@ -1,0 +1,171 @@
+"""The reward parts of the MovieLens benchmark: how a user's probability of liking becomes a reward.
+
+    continuous    r = scale · (P(like | x, q, s) − mean_k P(like | x, q, s0_k))
+    binary        r = P(like | x, q, s)
+
+``s0_1 … s0_K`` are sentences about the same movie without a prompt, frozen per movie. So a continuous reward says what
+the prompt added, and movies that everybody likes do not drown it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+from offprompts_env.config import check_integer, check_number
+from offprompts_env.errors import DataError, unknown_name
+from offprompts_env.movielens.simulator import LikeSimulator
+from offprompts_env.rng import stream
+from offprompts_env.simulator import RewardKind
+from offprompts_env.text.encoder import Encoder
+from offprompts_env.text.language_model import LanguageModel
+from offprompts_env.text.prompted import PromptFormatter, query_texts
+from offprompts_env.types import Contexts, FloatArray, Outputs
+
+
+@runtime_checkable
+class LikeModel(Protocol):
+    """How probably a user likes a movie described by a sentence, in two steps: one encoding serves many users."""
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x`` of the users it knows how to read."""
+        ...
+
+    def states(self, sentences: Sequence[str]) -> FloatArray:
+        """Return what is read off each sentence, (n, h)."""
+        ...
+
+    def probability(self, contexts: Contexts, states: FloatArray) -> FloatArray:
+        """Return ``P(like | x, q, s)``, (n,)."""
+        ...
+
+
+class SimulatedLikes:
+    """The DistilBERT simulator as a like model; it reads the user vector and the sentence.
+
+    Args:
+        simulator: user and sentence → P(like).
+        encoder: gives the sentence states, as ``simulator.encode``; an encoder that is shared with the output model
+            saves encoding each sentence twice.
+    """
+
+    def __init__(self, simulator: LikeSimulator, encoder: Encoder) -> None:
+        self.simulator, self.encoder = simulator, encoder
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x``."""
+        return self.simulator.config.d_x
+
+    def states(self, sentences: Sequence[str]) -> FloatArray:
+        """Return pooled encoder states, (n, d_b)."""
+        return self.encoder.encode(sentences)
+
+    def probability(self, contexts: Contexts, states: FloatArray) -> FloatArray:
+        """Return ``P(like | x, s)``, (n,)."""
+        return self.simulator.probability(contexts.context, states)
+
+
+class UnpromptedSentences:
+    """K sentences about each query without a prompt, frozen.
+
+    Those that are not known are written when first needed, with the stream ``("no_prompt", query, k)``: what they say
+    does not depend on when that is.
+
+    Args:
+        known: query text to at least K sentences.
+        language_model: writes the others.
+        formatter: makes its requests.
+        n_samples: K.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[str, Sequence[str]],
+        language_model: LanguageModel,
+        formatter: PromptFormatter,
+        n_samples: int = 4,
+    ) -> None:
+        check_integer("baseline_samples", n_samples, 1)
+        self.language_model, self.formatter, self.n_samples = language_model, formatter, n_samples
+        self._sentences = {
+            query: tuple(sentences[:n_samples]) for query, sentences in known.items() if len(sentences) >= n_samples
+        }
+
+    def about(self, queries: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the K sentences about each query."""
+        missing = [query for query in dict.fromkeys(queries) if query not in self._sentences]
+        if missing:
+            requests = [self.formatter.ask(query) for query in missing for _ in range(self.n_samples)]
+            rngs = [stream(0, "no_prompt", query, k) for query in missing for k in range(self.n_samples)]
+            written = self.language_model.generate(requests, rngs)
+            for index, query in enumerate(missing):
+                self._sentences[query] = tuple(written[index * self.n_samples : (index + 1) * self.n_samples])
+        return [self._sentences[query] for query in queries]
+
+
+class LikeReward:
+    """Reward from a like model; see the module for the equations.
+
+    Args:
+        model: user, movie and sentence → P(like).
+        unprompted: the reference of a continuous reward.
+        kind: "continuous" or "binary".
+        scale: factor of a continuous reward; the published one is 10.
+
+    Raises:
+        ConfigError: unknown kind, or a scale that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: LikeModel,
+        unprompted: UnpromptedSentences,
+        *,
+        kind: RewardKind = "continuous",
+        scale: float = 10.0,
+    ) -> None:
+        if kind not in get_args(RewardKind):
+            raise unknown_name("reward_type", kind, get_args(RewardKind))
+        check_number("reward_scale", scale, 0, strict=True)
+        self.model, self.unprompted, self.scale = model, unprompted, scale
+        self.kind: RewardKind = kind
+        self._reference_states: dict[str, FloatArray] = {}
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x`` of the users it reads."""
+        return self.model.context_dim
+
+    def mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return the noiseless reward, (n,).
+
+        Raises:
+            DataError: outputs without text, or contexts without query text under a continuous reward.
+            DimensionError: users of another dimension than the model's.
+        """
+        if outputs.text is None:
+            raise DataError("rewards: this reward reads sentences, but the outputs have no text; use a text model")
+        liked = self.model.probability(contexts, self.model.states(outputs.text.tolist()))
+        if self.kind == "binary":
+            return liked
+        return np.asarray(self.scale * (liked - self.reference(contexts)), dtype=np.float32)
+
+    def reference(self, contexts: Contexts) -> FloatArray:
+        """Return ``mean_k P(like | x, q, s0_k)``, (n,)."""
+        queries = query_texts(contexts)
+        distinct = {query: row for row, query in enumerate(dict.fromkeys(queries))}
+        states = np.stack(self._states_about(list(distinct)))[[distinct[query] for query in queries]]
+        samples = self.unprompted.n_samples
+        liked = self.model.probability(contexts.repeat(samples), states.reshape(-1, states.shape[-1]))
+        return np.asarray(liked.reshape(-1, samples).mean(axis=1))
+
+    def _states_about(self, queries: list[str]) -> list[FloatArray]:
+        missing = [query for query in queries if query not in self._reference_states]
+        for query, sentences in zip(missing, self.unprompted.about(missing), strict=True):
+            # One movie at a time: rounding depends on the batch, and a reward must not depend on who came before.
+            self._reference_states[query] = self.model.states(sentences)
+        return [self._reference_states[query] for query in queries]
