@@ -256,8 +256,10 @@ class Bundle:
     def simulator(self) -> LikeSimulator:
         """The reward simulator."""
         from offprompts_env.movielens.simulator import LikeSimulator
+        from offprompts_env.text.loading import quiet_loading
 
-        return LikeSimulator.load(self.folder("simulator"), device=self.device)
+        with quiet_loading():
+            return LikeSimulator.load(self.folder("simulator"), device=self.device)
 
     def encoder(self, name: str) -> PCAEncoder:
         """Return the encoder "sentence", "query" or "prompt".

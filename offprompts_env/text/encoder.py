@@ -143,10 +143,8 @@ class TextEncoder:
         """
         texts = list(texts)
         if self._last is None or self._last[0] != texts:
-            states = self._encode(texts)
-            states.setflags(write=False)
-            self._last = (texts, states)
-        return self._last[1]
+            self._last = (texts, self._encode(texts))
+        return self._last[1].copy()
 
     def _encode(self, texts: list[str]) -> FloatArray:
         for index, text in enumerate(texts):

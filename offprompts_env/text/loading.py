@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,21 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return dtype
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Load models without progress bars, and without drawing from torch's global generator."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
     """Return the model and the tokenizer at `source`, in evaluation mode and without gradients.
 
@@ -75,9 +92,10 @@ def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dty
         # The smallest file first: without a hub, every file asked for waits through retries of its own.
         config = AutoConfig.from_pretrained(name, local_files_only=local.is_dir())
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local.is_dir())
-        model = auto_class.from_pretrained(
-            name, config=config, dtype=number_type, local_files_only=local.is_dir(), use_safetensors=True
-        )
+        with quiet_loading():
+            model = auto_class.from_pretrained(
+                name, config=config, dtype=number_type, local_files_only=local.is_dir(), use_safetensors=True
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = (
             f"the directory {name!r} is not a complete model with a tokenizer and safetensors weights"

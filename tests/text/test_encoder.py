@@ -48,11 +48,11 @@ def test_states_are_those_of_each_text_alone(model, tokens, pooling, layer):
 def test_same_batch_again_gives_the_same_numbers(tokens):
     encoder, other = (TextEncoder(tiny_models.distilbert(), tokens) for _ in range(2))
     first = encoder.encode(TEXTS)
-    assert encoder.encode(list(TEXTS)) is first
+    kept = first.copy()
+    first[0] = 0
+    assert np.array_equal(encoder.encode(list(TEXTS)), kept)
     other.encode(TEXTS[:2])
-    assert np.array_equal(other.encode(TEXTS), first)
-    with pytest.raises(ValueError, match="read-only"):
-        first[0] = 0
+    assert np.array_equal(other.encode(TEXTS), kept)
 
 
 def test_empty_text_and_no_text(tokens):
