@@ -41,9 +41,9 @@ def from_dataframe(
 ) -> LoggedDataset:
     """Make a dataset from a data frame with one row a round.
 
-    A vector is a column whose cells are lists or arrays of one length, or several columns of numbers: ``"context"``
-    stands for the column ``context``, or else for ``context_0``, ``context_1``, ...; a sequence of names for just
-    those.
+    A vector is a column whose cells are lists or arrays of one length, a column of numbers (dimension 1), or several of
+    them: ``"context"`` stands for the column ``context``, or else for ``context_0``, ``context_1``, ...; a sequence of
+    names for just those.
 
     Args:
         frame: the rounds; its index is ignored.
@@ -145,12 +145,16 @@ def _source(frame: pd.DataFrame, source: str, name: str) -> pd.Series[Any]:
 
 
 def _vector(frame: pd.DataFrame, source: Vector | None, name: str) -> FloatArray:
+    import pandas as pd
+
     if source is None:
         return np.empty((len(frame), 0), dtype=np.float32)
     if not isinstance(source, str):
         return _stack(frame, list(source), name)
     if source in frame.columns:
-        return _lists(_source(frame, source, name), source)
+        column = _source(frame, source, name)
+        numeric = pd.api.types.is_numeric_dtype(column.dtype)
+        return _stack(frame, [source], name) if numeric else _lists(column, source)
     numbered = re.compile(re.escape(source) + r"_(\d+)")
     found = sorted(int(match[1]) for c in frame.columns if (match := numbered.fullmatch(str(c))))
     if not found:
@@ -168,7 +172,8 @@ def _vector(frame: pd.DataFrame, source: Vector | None, name: str) -> FloatArray
 
 
 def _stack(frame: pd.DataFrame, sources: list[str], name: str) -> FloatArray:
-    return np.stack([_numbers(frame, source, name) for source in sources], axis=1).astype(np.float32)
+    columns = [_numbers(frame, source, name) for source in sources]
+    return np.array(columns, dtype=np.float32).reshape(len(sources), len(frame)).T
 
 
 def _lists(column: pd.Series[Any], source: str) -> FloatArray:
