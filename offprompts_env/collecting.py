@@ -19,6 +19,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker
 
 from offprompts_env.columns import concatenate, make_dataset
+from offprompts_env.config import check_integer
 from offprompts_env.envs import PromptEnv, PromptVectorEnv
 from offprompts_env.errors import ConfigError, DimensionError
 from offprompts_env.recording import (
@@ -50,6 +51,8 @@ Act = Callable[[Contexts, np.random.Generator], tuple[IntArray, FloatArray]]
 
 # Rounds a batch: of a closed-form world, and at most where a language model answers or an environment is stepped.
 _CLOSED_FORM_BATCH, _LARGEST_BATCH = 4096, 256
+# Entries of the (batch, A) matrix of a policy's probabilities that are held at once: 32 MiB of float64.
+_LARGEST_MATRIX = 1 << 22
 
 
 def collect(
@@ -78,7 +81,7 @@ def collect(
         path: directory of the log; without one it stays in memory.
         seed: names the recording. The environment's own state does not matter.
         batch_size: rounds a batch. The rows depend on it; by default that of the log appended to, else 4,096 in a
-            closed-form world and otherwise n in equal parts of at most 256.
+            closed-form world (fewer above 1,024 prompts) and otherwise n in equal parts of at most 256.
         mode: where there is a log already: refuse; append what is missing to n rows, exactly as if the recording had
             not been interrupted (an agent goes on from the state it is in); or overwrite it.
         progress: show a progress bar; by default when on a terminal.
@@ -92,16 +95,17 @@ def collect(
         StorageError: `mode` forbids to write, or the disk is full.
         DataError: appending to a log of another environment.
     """
-    if n < 1:
-        raise ConfigError(f"n: expected at least 1 round, got {n}")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+    check_integer("n", n, 1)
+    check_integer("seed", seed, 0)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
     player = _player(env, seed)
     act = _act(policy, player.prompts)
     fixed = player.batch_size
     if fixed is not None and batch_size not in (None, fixed):
         raise ConfigError(f"batch_size: expected {fixed}, the number of sub-environments, got {batch_size}")
-    size, learn = fixed or batch_size, getattr(policy, "learn", None)
+    size = fixed or batch_size
+    learn = getattr(policy, "learn", None) if hasattr(policy, "act") else None
     if path is None:
         parts: list[LoggedDataset] = []
         _record(player, act, learn, parts.append, range(n), size or player.default_batch(n), progress)
@@ -185,7 +189,9 @@ class _SimulatorPlayer:
         self.batch_size, self.seed = batch_size, seed
 
     def default_batch(self, n: int) -> int:
-        return _CLOSED_FORM_BATCH if self.simulator.exact else _equal_parts(n)
+        if not self.simulator.exact:
+            return _equal_parts(n)
+        return max(1, min(_CLOSED_FORM_BATCH, _LARGEST_MATRIX // len(self.prompts)))
 
     def play(self, index: int, size: int, act: Act) -> LoggedDataset:
         def rng(part: str) -> np.random.Generator:

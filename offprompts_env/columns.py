@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REPAIR = "restore it from a copy, or record the log again"
 _ORACLE = "expected_reward"
+_TEXTS = ("sentence", "query_text")
 _VECTOR = re.compile(r"float32\[(\d+)\]")
 
 
@@ -54,17 +55,15 @@ def make_dataset(columns: Mapping[str, Array], prompts: PromptSet, metadata: Log
     return LoggedDataset(**rest, prompts=prompts, oracle=oracle, metadata=metadata)
 
 
-def count_characters(log: LoggedDataset) -> int:
-    """Return the amount of text in `log`, or say which row is not text that a file can hold."""
-    total = 0
-    for name in ("sentence", "query_text"):
+def check_texts(log: LoggedDataset) -> None:
+    """Raise :class:`DataError` for a row whose sentence or query is not text that a file can hold."""
+    for name in _TEXTS:
         texts = getattr(log, name)
         if texts is None:
             continue
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"{name}: expected text, got {text!r} in row {row}; record '' where there is none")
-            total += len(text)
         try:
             "".join(texts).encode()
         except UnicodeEncodeError as error:
@@ -73,7 +72,12 @@ def count_characters(log: LoggedDataset) -> int:
                 f"{name}: expected valid Unicode, got {texts[row][:80]!r} in row {row} with a lone surrogate; "
                 "replace it before recording"
             ) from error
-    return total
+
+
+def count_characters(log: LoggedDataset) -> int:
+    """Return the amount of text in `log`."""
+    columns = (getattr(log, name) for name in _TEXTS)
+    return sum(sum(map(len, texts)) for texts in columns if texts is not None)
 
 
 def _is_broken(text: str) -> bool:

@@ -242,6 +242,15 @@ def lock_directory(root: Path) -> int | None:
     return descriptor
 
 
+def unlock(descriptor: int) -> None:
+    """Let go of a lock of :func:`lock_directory`."""
+    import fcntl
+
+    # Closing alone would leave the lock with processes that were forked meanwhile.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def write_atomic(file: Path, content: bytes | memoryview) -> None:
     """Write a file that is there as a whole, also after a power cut, or not at all."""
     temporary = file.with_name(f".{file.name}.tmp")

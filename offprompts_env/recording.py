@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, Self, SupportsFloat
 
@@ -62,6 +62,8 @@ _CHUNK_ROWS, _CHUNK_SECONDS = 1024, 1.0
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that make and store a log."""
+    from importlib import metadata as packages
+
     versions = {}
     for name in ("offprompts-env", "gymnasium", "numpy", "pyarrow", "torch", "transformers"):
         try:
@@ -181,6 +183,8 @@ class _Recorder:
         if policy is not None and policy.n_prompts != len(prompts):
             raise DimensionError(f"policy: expected {len(prompts)} prompts as in env, got {policy.n_prompts}")
         self._sink = _Sink(ShardWriter(path, prompts, provenance, mode=mode, shard_rows=shard_rows), join)
+        manifest = self._sink.writer.manifest
+        self._before = () if manifest is None else tuple(recording.seed for recording in manifest.recordings)
         # Runs also when the wrapper is forgotten or the interpreter ends.
         self._finalizer = weakref.finalize(self, self._sink.close)
 
@@ -208,6 +212,12 @@ class _Recorder:
         writer = self._sink.writer
         if writer.metadata.seed is None and isinstance(seed, int | np.integer):
             writer.metadata = replace(writer.metadata, seed=int(seed))
+        if seed is not None and seed in self._before:
+            warnings.warn(
+                f"{self.path} already has rows recorded with seed {seed}; the same seed shows the "
+                "same rounds again, so reset with another one",
+                stacklevel=3,
+            )
 
     def _policy_propensity(self, contexts: Contexts, actions: IntArray) -> FloatArray:
         """Return with which probability the policy draws `actions` now."""
@@ -229,7 +239,8 @@ class _Recorder:
 class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64], RecordConstructorArgs, _Recorder):
     """Records every round of an environment as a logged dataset on disk.
 
-    Rows are on disk after :meth:`flush`, after :meth:`close`, when a shard is full, and a minute after the last flush.
+    Rows are on disk after :meth:`flush`, after :meth:`close` or the end of the program, when a shard is full, and while
+    rounds go on about once a minute.
 
     Where the propensity comes from: from `policy`, evaluated just before the step; or from whoever acts, who calls
     :meth:`record_propensity` on this object before the step, however many wrappers lie outside of it; else it is
@@ -294,19 +305,18 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         """
         if self._shown is None:
             raise ResetNeededError("step: expected an open round; call reset() first")
-        row = self._shown
-        row["propensity"] = self._given if self._given is not None else self._propensity(row, action)
+        shown, given = self._shown, self._given
+        propensity = given if given is not None else self._propensity(shown, action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._shown = self._given = None
-        row["action"], row["reward"] = np.asarray(action).item(), reward
-        row.update(said_columns(info))
-        self._sink.add(row)
+        chosen = np.asarray(action).item()
+        self._sink.add({**shown, "action": chosen, "propensity": propensity, "reward": reward, **said_columns(info)})
         return observation, reward, terminated, truncated, info
 
-    def _propensity(self, row: Mapping[str, Any], action: Any) -> float:
+    def _propensity(self, shown: Mapping[str, Any], action: Any) -> float:
         if self._policy is None:
             return math.nan
-        contexts = Contexts(**{name: as_column([value], name) for name, value in row.items()})
+        contexts = Contexts(**{name: as_column([value], name) for name, value in shown.items()})
         return float(self._policy_propensity(contexts, np.asarray(action).reshape(1))[0])
 
     def close(self) -> None:
@@ -366,12 +376,11 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         """
         if self._shown is None:
             raise ResetNeededError("step: expected open rounds; call reset() first")
-        row, played = self._shown, ~self._resetting
-        given, chosen = self._given, np.array(actions)
-        row["propensity"] = given if given is not None else self._propensities(row, chosen, played)
-        row["action"] = chosen
+        shown, given, chosen, played = self._shown, self._given, np.array(actions), ~self._resetting
+        propensity = given if given is not None else self._propensities(shown, chosen, played)
         observation, reward, terminated, truncated, infos = self.env.step(actions)
-        row |= {"reward": np.array(reward), **said_columns(infos.get("final_info", infos))}
+        said = said_columns(infos.get("final_info", infos))
+        row = {**shown, "action": chosen, "propensity": propensity, "reward": np.array(reward), **said}
         if self.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
             self._resetting = played & np.logical_or(terminated, truncated)
         if played.all():

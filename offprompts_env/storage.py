@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from offprompts_env.columns import REPAIR, column_types, count_characters, decode, encode, make_dataset
+from offprompts_env.columns import REPAIR, check_texts, column_types, count_characters, decode, encode, make_dataset
 from offprompts_env.errors import ConfigError, DataError, StorageError, unknown_name
 from offprompts_env.manifest import (
     FORMAT,
@@ -43,6 +42,7 @@ from offprompts_env.manifest import (
     remove_files,
     remove_log,
     shard_name,
+    unlock,
     write_atomic,
 )
 from offprompts_env.types import Array, LoggedDataset, LogMetadata, PromptSet
@@ -255,6 +255,7 @@ class ShardWriter:
                 f"{self.path}: cannot append, expected columns {json_text(expected)}, got {json_text(columns)}; "
                 "record the same columns in every batch"
             )
+        check_texts(batch)
         step = self._shard_rows
         parts = [batch] if len(batch) <= step else [batch.take(slice(i, i + step)) for i in range(0, len(batch), step)]
         characters = [count_characters(part) for part in parts]
@@ -346,7 +347,7 @@ class ShardWriter:
     def _release(self) -> None:
         self._closed = True
         if self._lock is not None:
-            os.close(self._lock)
+            unlock(self._lock)
             self._lock = None
 
     def __enter__(self) -> Self:

@@ -222,6 +222,11 @@ def test_wrapper_modes(tmp_path: Path) -> None:
     assert len(LoggedDataset.load(tmp_path / "log")) == 8
     assert_same(LoggedDataset.load(tmp_path / "log").take(slice(5)), first)
     assert [recording.seed for recording in read_manifest(tmp_path / "log").recordings] == [11, 1]
+    with (
+        RecordLoggedData(make_env(), tmp_path / "log", mode="append") as env,
+        pytest.warns(UserWarning, match="already has rows recorded with seed 1"),
+    ):
+        env.reset(seed=1)
     with pytest.raises(DataError, match="environment config"):
         RecordLoggedData(make_env(reward_std=2.0), tmp_path / "log", mode="append")
     with RecordLoggedData(make_env(reward_std=2.0), tmp_path / "log", mode="overwrite") as env:
@@ -236,7 +241,7 @@ def test_wrapper_misuse(tmp_path: Path) -> None:
         env.reset(seed=0)
         with pytest.raises(ActionError, match=r"\[0, 6\), got 6"):
             env.step(np.int64(6))
-        env.step(np.int64(0))
+        env.step(np.int64(0))  # the round is still open, and only this step is recorded
         with pytest.raises(ResetNeededError):
             env.step(np.int64(0))
         assert len(env.dataset()) == 1
@@ -337,12 +342,14 @@ def test_vector_propensity_of_the_caller(tmp_path: Path) -> None:
 
 
 def test_vector_wrapper_misuse(tmp_path: Path) -> None:
-    with RecordVectorLoggedData(make_vector("native", 3), tmp_path / "a") as recorder:
+    with RecordVectorLoggedData(make_vector("native", 3), tmp_path / "a", policy=TiltedPolicy()) as recorder:
         with pytest.raises(ResetNeededError):
             recorder.step(np.zeros(3, dtype=int))
         recorder.reset(seed=0)
         with pytest.raises(ActionError):
             recorder.step(np.array([0, 1, 6]))
+        recorder.step(np.array([0, 1, 5]))
+        assert recorder.dataset().action.tolist() == [0, 1, 5]
     worlds = [lambda: make_env(seed=0), lambda: make_env(seed=1)]
     with pytest.raises(ConfigError, match="one catalogue of prompts"):
         RecordVectorLoggedData(gym.vector.SyncVectorEnv(worlds), tmp_path / "b")
@@ -490,8 +497,9 @@ def test_collect_misuse(tmp_path: Path) -> None:
     path = tmp_path / "log"
     first = collect(make_env(), policy, 10, path, seed=1, batch_size=4)
     for arguments, error, words in (
-        ({"n": 0}, ConfigError, "n: expected at least 1 round, got 0"),
-        ({"batch_size": 0}, ConfigError, "batch_size: expected at least 1, got 0"),
+        ({"n": 0}, ConfigError, "n: expected an integer ≥ 1, got 0"),
+        ({"seed": -1}, ConfigError, "seed: expected an integer ≥ 0, got -1"),
+        ({"batch_size": 0}, ConfigError, "batch_size: expected an integer ≥ 1, got 0"),
         ({"env": 3}, ConfigError, "env: expected an environment, .* got int"),
         ({"env": gym.make("CartPole-v1")}, ConfigError, "environment of this project"),
         ({"policy": 3}, ConfigError, "policy: expected an object with 'probabilities'.* got int"),
