@@ -1,0 +1,164 @@
+"""Surrogates against the true policy gradient, by enumerating every draw of a tiny discrete world."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents import gradients
+from agents.gradients import ActionDistribution, invert
+from agents.kernels import DensityBatch, density_error, density_error_gradient
+from agents.rewards import RegressionBatch, squared_error, squared_error_gradient
+from agents.training import differentiate
+
+# Two contexts, three prompts, two sentences: everything below is exact.
+CONTEXTS, PROMPTS, SENTENCES = 2, 3, 2
+RNG = np.random.default_rng(0)
+P_CONTEXT = torch.tensor([0.3, 0.7], dtype=torch.float64)
+P_SENTENCE = torch.tensor(RNG.dirichlet([1, 1], size=(CONTEXTS, PROMPTS)))  # p(s | x, a)
+REWARD = torch.tensor(RNG.normal(size=(CONTEXTS, SENTENCES)))  # r(x, s)
+MEAN = (P_SENTENCE * REWARD[:, None]).sum(-1)  # E[r | x, a]
+LOGGING = torch.tensor(RNG.dirichlet([2, 2, 2], size=CONTEXTS))
+LOGITS = torch.tensor(RNG.normal(size=(CONTEXTS, PROMPTS)))
+
+
+def true_gradient() -> Tensor:
+    logits = LOGITS.clone().requires_grad_()
+    value = (P_CONTEXT[:, None] * torch.softmax(logits, -1) * MEAN).sum()
+    return torch.autograd.grad(value, logits)[0]
+
+
+def surrogate_gradient(x: int, loss: object) -> Tensor:
+    """Gradient of a one-round surrogate in context x with respect to all logits."""
+    logits = LOGITS.clone().requires_grad_()
+    value = loss(ActionDistribution(logits[x].view(1, 1, -1)))  # type: ignore[operator]
+    return torch.autograd.grad(value.sum(), logits)[0]
+
+
+def cell(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value).view(1, 1)
+
+
+POLICY = torch.softmax(LOGITS, -1)
+
+
+def test_online_expectation_is_the_policy_gradient():
+    total = torch.zeros_like(LOGITS)
+    for x, a, s in itertools.product(range(CONTEXTS), range(PROMPTS), range(SENTENCES)):
+        chance = P_CONTEXT[x] * POLICY[x, a] * P_SENTENCE[x, a, s]
+        total -= chance * surrogate_gradient(
+            x, lambda p, x=x, a=a, s=s: gradients.online(p, cell(a), cell(REWARD[x, s]))
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
+def test_online_with_an_earlier_policy_is_corrected_by_the_ratio():
+    total = torch.zeros_like(LOGITS)
+    for x, a in itertools.product(range(CONTEXTS), range(PROMPTS)):
+        ratio = cell(POLICY[x, a] / LOGGING[x, a])
+        chance = P_CONTEXT[x] * LOGGING[x, a]
+        total -= chance * surrogate_gradient(
+            x, lambda p, x=x, a=a, ratio=ratio: gradients.online(p, cell(a), cell(MEAN[x, a]), ratio)
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
+def test_regression_expectation_is_the_policy_gradient_of_a_true_model():
+    total = torch.zeros_like(LOGITS)
+    for x, a in itertools.product(range(CONTEXTS), range(PROMPTS)):
+        chance = P_CONTEXT[x] * POLICY[x, a]
+        total -= chance * surrogate_gradient(x, lambda p, x=x, a=a: gradients.regression(p, cell(a), cell(MEAN[x, a])))
+    torch.testing.assert_close(total, true_gradient())
+
+
+def test_importance_sampling_expectation_is_the_policy_gradient():
+    total = torch.zeros_like(LOGITS)
+    for x, a, s in itertools.product(range(CONTEXTS), range(PROMPTS), range(SENTENCES)):
+        chance = P_CONTEXT[x] * LOGGING[x, a] * P_SENTENCE[x, a, s]
+        total -= chance * surrogate_gradient(
+            x,
+            lambda p, x=x, a=a, s=s: gradients.importance_sampling(
+                p, cell(a), cell(LOGGING[x, a]), cell(REWARD[x, s]), clip=1e9
+            ),
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_kernel_importance_sampling_expectation_is_the_policy_gradient(stale):
+    """The kernel 1{s = s'} blurs nothing, so DSO estimates the true gradient; also with prompts of another policy."""
+    density = torch.einsum("xa,xas->xs", LOGGING, P_SENTENCE)
+    proposal = torch.tensor(RNG.dirichlet([3, 3, 3], size=CONTEXTS)) if stale else POLICY
+    total = torch.zeros_like(LOGITS)
+    for x, s, a, drawn in itertools.product(range(CONTEXTS), range(SENTENCES), range(PROMPTS), range(SENTENCES)):
+        chance = P_CONTEXT[x] * density[x, s] * proposal[x, a] * P_SENTENCE[x, a, drawn]
+        total -= chance * surrogate_gradient(
+            x,
+            lambda p, x=x, s=s, a=a, drawn=drawn: gradients.kernel_importance_sampling(
+                p,
+                cell(a),
+                cell(float(s == drawn)),
+                cell(density[x, s]),
+                cell(REWARD[x, s]),
+                clip=1e9,
+                ratio=cell(POLICY[x, a] / proposal[x, a]),
+            ),
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
+def test_cloning_expectation_is_the_difference_of_the_policies():
+    total = torch.zeros_like(LOGITS)
+    for x, a in itertools.product(range(CONTEXTS), range(PROMPTS)):
+        total += P_CONTEXT[x] * LOGGING[x, a] * surrogate_gradient(x, lambda p, a=a: gradients.cloning(p, cell(a)))
+    torch.testing.assert_close(total, P_CONTEXT[:, None] * (POLICY - LOGGING))
+
+
+def test_weights_are_clipped():
+    args = (cell(1), cell(1e-6), cell(2.0))
+    clipped = surrogate_gradient(0, lambda p: gradients.importance_sampling(p, *args, clip=200.0))
+    plain = surrogate_gradient(0, lambda p: -200.0 * 2.0 * p.log_probability(cell(1)))
+    torch.testing.assert_close(clipped, plain)
+
+
+def test_sums_and_means_over_the_batch():
+    logits, actions = torch.randn(1, 8, 4), torch.randint(4, (1, 8))
+    policy, ones = ActionDistribution(logits), torch.ones(1, 8)
+    log_likelihood = torch.log_softmax(logits, -1).gather(-1, actions[..., None]).sum()
+    torch.testing.assert_close(gradients.online(policy, actions, ones)[0], -log_likelihood)
+    torch.testing.assert_close(gradients.regression(policy, actions, ones)[0], -log_likelihood / 8)
+
+
+def test_log_probability_gradient_by_finite_differences():
+    logits = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    actions = torch.randint(5, (2, 3))
+    assert torch.autograd.gradcheck(lambda z: ActionDistribution(z).log_probability(actions), (logits,))
+
+
+def test_log_probability_of_an_impossible_prompt_is_finite():
+    policy = ActionDistribution(torch.tensor([[[0.0, -1e4]]]))
+    assert torch.isfinite(policy.log_probability(torch.tensor([[1]]))).all()
+
+
+def test_inversion_covers_the_catalogue_exactly():
+    pmf = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]).expand(1, 1000, 6)
+    drawn = invert(pmf, torch.arange(1000).view(1, 1000) / 1000)
+    assert torch.bincount(drawn[0], minlength=6).tolist() == [0, 250, 0, 500, 250, 0]
+    assert invert(pmf[:, :1], torch.tensor([[1 - 2**-24]])).item() == 4
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "by_hand", "batch"),
+    [
+        (squared_error, squared_error_gradient, RegressionBatch(torch.empty(0), torch.randn(3, 7, 1))),
+        (density_error, density_error_gradient, DensityBatch(torch.empty(0), torch.rand(3, 7, 1))),
+    ],
+)
+def test_gradients_by_hand_are_those_of_autograd(surrogate, by_hand, batch):
+    outputs = torch.randn(3, 7, 1)
+    for expected, found in zip(differentiate(surrogate)(outputs, batch), by_hand(outputs, batch), strict=True):
+        torch.testing.assert_close(found, expected)

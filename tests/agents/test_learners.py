@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import agents
+from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError, PropensityError
+from offprompts_env.simulator import Simulator
+from offprompts_env.synthetic import SyntheticConfig
+from offprompts_env.types import Contexts, IntArray, LoggedDataset, Outputs, PromptSet
+
+SHORT = 60
+QUICK_REWARDS = agents.PromptRewardRegression(steps=SHORT)
+QUICK_DENSITY = agents.NetworkDensity(steps=SHORT)
+QUICK_CLONING = agents.BehaviorCloning(steps=SHORT)
+QUICK = [
+    agents.RegressionPG(steps=SHORT, rewards=QUICK_REWARDS),
+    agents.ImportanceSamplingPG(steps=SHORT),
+    agents.DSO(steps=SHORT, density=QUICK_DENSITY, cloning=QUICK_CLONING),
+    agents.DSO(
+        steps=SHORT, density=agents.MonteCarloDensity(5), kernel=agents.UniformKernel(2.0), cloning=QUICK_CLONING
+    ),
+    QUICK_CLONING,
+]
+
+
+class Black:
+    """An output model of which nothing is known but its samples; it counts what it is asked for."""
+
+    def __init__(self, inner, broken: bool = False):
+        self.inner, self.asked, self.calls, self.broken = inner, 0, 0, broken
+        self.output_dim, self.prompts = inner.output_dim, inner.prompts
+
+    def sample(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
+        self.asked += len(contexts)
+        self.calls += 1
+        outputs = self.inner.sample(contexts, actions, rng)
+        return Outputs(outputs.embedding * np.nan) if self.broken else outputs
+
+
+def weights(policy) -> list[np.ndarray]:
+    return list(policy.network.layers)
+
+
+def identical(left, right) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
+
+
+def worlds(n: int) -> tuple[list[Simulator], list[LoggedDataset]]:
+    simulators = [SyntheticConfig.preset("paper_code", n_prompts=20, seed=seed).build() for seed in range(n)]
+    logs = [
+        agents.record_rounds(simulator, agents.UniformPolicy(20), 90 + 13 * seed, seed)
+        for seed, simulator in enumerate(simulators)
+    ]
+    return simulators, logs
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+@pytest.mark.parametrize("learner", QUICK, ids=lambda learner: type(learner).__name__)
+def test_a_world_learns_the_same_alone_and_in_a_stack(learner):
+    simulators, logs = worlds(3)
+    generators = [simulator.outputs for simulator in simulators]
+    logging = [agents.UniformPolicy(20)] * 3
+    together = learner.fit_many(logs, generators=generators, logging_policies=logging, seeds=[7, 8, 9])
+    for world, seed in enumerate([7, 8, 9]):
+        alone = learner.fit(logs[world], generator=generators[world], logging_policy=logging[world], seed=seed)
+        assert identical(alone, together[world])
+    assert not identical(together[0], together[1])
+
+
+def test_online_learns_the_same_alone_and_in_a_stack():
+    simulators, _ = worlds(2)
+    hidden = [Simulator(s.contexts, Black(s.outputs), s.rewards) for s in simulators]
+    for group in (simulators, hidden):
+        together = agents.OnlinePG(steps=SHORT, refresh=7).fit_many(group, seeds=[4, 5])
+        assert identical(agents.OnlinePG(steps=SHORT, refresh=7).fit(group[1], seed=5), together[1])
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+@pytest.mark.parametrize("learner", QUICK, ids=lambda learner: type(learner).__name__)
+def test_a_seed_names_a_run_and_the_oracle_is_never_read(learner, simulator, log):
+    class Trap:
+        def __getattr__(self, name: str):
+            raise AssertionError("a learner read the oracle")
+
+    trapped = replace(log)
+    object.__setattr__(trapped, "oracle", Trap())
+    first, again = (learner.fit(data, generator=simulator.outputs, seed=1) for data in (log, trapped))
+    assert identical(first, again)
+    assert not identical(first, learner.fit(log, generator=simulator.outputs, seed=2))
+    assert isinstance(learner, agents.Learner)
+
+
+def test_learners_beat_the_logging_policy_in_an_easy_world(simulator, log):
+    uniform = simulator.policy_value(agents.UniformPolicy(12)).value
+    best = simulator.policy_value(agents.OraclePolicy(simulator)).value
+    rewards = agents.PromptRewardRegression(steps=3_000, learning_rate=3e-3)
+    learners = [
+        agents.RegressionPG(steps=1_000, learning_rate=5e-3, rewards=rewards),
+        agents.ImportanceSamplingPG(steps=1_000, learning_rate=5e-3),
+        agents.DSO(steps=1_000, learning_rate=5e-3, density=agents.MonteCarloDensity(50)),
+    ]
+    for learner in learners:
+        policy = learner.fit(log, generator=simulator.outputs, logging_policy=agents.UniformPolicy(12))
+        assert simulator.policy_value(policy).value > uniform + 0.4 * (best - uniform), learner
+    online = agents.OnlinePG(steps=1_000, learning_rate=5e-3).fit(simulator)
+    assert simulator.policy_value(online).value > uniform + 0.7 * (best - uniform)
+
+
+def test_cloning_recovers_the_logging_policy(simulator):
+    network = agents.OnlinePG(steps=300, learning_rate=2e-3).fit(simulator)
+    log = agents.record_rounds(simulator, network, 4_000, seed=1)
+    cloned = agents.BehaviorCloning(steps=1_500, learning_rate=2e-3).fit(log)
+    contexts = simulator.evaluation_contexts(500)
+    gap = np.abs(cloned.probabilities(contexts) - network.probabilities(contexts)).sum(1).mean() / 2
+    assert gap < 0.15
+
+
+def test_unknown_propensities_need_a_logging_policy(simulator, log):
+    unknown = replace(log, propensity=np.full(len(log), np.nan))
+    learner = agents.ImportanceSamplingPG(steps=SHORT)
+    with pytest.raises(PropensityError, match="BehaviorCloning"):
+        learner.fit(unknown)
+    given = learner.fit(unknown, logging_policy=agents.UniformPolicy(12))
+    assert identical(given, learner.fit(log))
+    QUICK[2].fit(unknown, generator=simulator.outputs)
+
+
+def test_a_budget_of_sentences_is_kept(simulator, log):
+    generator = Black(simulator.outputs)
+    density = agents.NetworkDensity(steps=100, max_sentences=500)
+    learner = agents.DSO(steps=200, refresh=50, max_sentences=1_000, density=density)
+    learner.fit(log, generator=generator, logging_policy=agents.UniformPolicy(12))
+    assert generator.asked == 1_500
+    assert generator.calls == 5
+
+
+def test_any_generator_learns_as_well_as_a_gaussian_one(simulator, log):
+    density = agents.MonteCarloDensity(50)
+    settings = {"steps": 800, "learning_rate": 5e-3, "density": density}
+    uniform = agents.UniformPolicy(12)
+    fresh = agents.DSO(**settings).fit(log, generator=simulator.outputs, logging_policy=uniform)
+    ahead = agents.DSO(**settings, refresh=20).fit(log, generator=Black(simulator.outputs), logging_policy=uniform)
+    values = [simulator.policy_value(policy).value for policy in (uniform, fresh, ahead)]
+    assert values[2] > values[0] + 0.8 * (values[1] - values[0])
+
+
+def test_callback_watches_and_stops(log):
+    seen = []
+
+    def on_step(step, policies):
+        seen.append((step, policies[0].probabilities(log.contexts.take(slice(3))).copy()))
+        return step == 40
+
+    callback = agents.Callback(every=20, on_step=on_step)
+    policy = agents.ImportanceSamplingPG(steps=100).fit(log, callback=callback)
+    assert [step for step, _ in seen] == [20, 40]
+    np.testing.assert_array_equal(policy.probabilities(log.contexts.take(slice(3))), seen[-1][1])
+    assert not np.array_equal(seen[0][1], seen[1][1])
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_one_prompt():
+    simulator = SyntheticConfig(n_prompts=1).build()
+    log = agents.record_rounds(simulator, agents.UniformPolicy(1), 50)
+    for learner in QUICK:
+        policy = learner.fit(log, generator=simulator.outputs)
+        assert (policy.probabilities(log.contexts) == 1).all()
+
+
+def other_catalogue(log: LoggedDataset) -> LoggedDataset:
+    return replace(log, prompts=PromptSet(log.prompts.embeddings + 1))
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "words"),
+    [
+        (lambda s, log: agents.DSO(tau=0.0), ConfigError, "bandwidth > 0, got 0.0"),
+        (lambda s, log: agents.DSO(tau=float("nan")), ConfigError, "bandwidth"),
+        (lambda s, log: agents.UniformKernel(-1.0), ConfigError, "bandwidth"),
+        (lambda s, log: agents.GaussianKernel(1.0, output_noise=-1.0), ConfigError, "output_noise"),
+        (lambda s, log: agents.DSO(refresh=0), ConfigError, "refresh"),
+        (lambda s, log: agents.DSO(max_sentences=0), ConfigError, "max_sentences"),
+        (lambda s, log: agents.NetworkDensity(max_sentences=-1), ConfigError, "max_sentences"),
+        (lambda s, log: agents.ImportanceSamplingPG(clip=0.0), ConfigError, "clip"),
+        (lambda s, log: agents.ImportanceSamplingPG(steps=0), ConfigError, "steps"),
+        (lambda s, log: agents.ImportanceSamplingPG(learning_rate=0.0), ConfigError, "learning_rate"),
+        (lambda s, log: agents.ImportanceSamplingPG(hidden=(0,)), ConfigError, "hidden"),
+        (lambda s, log: agents.Callback(0, lambda step, policies: None), ConfigError, "every"),
+        (lambda s, log: QUICK[2].fit(log), ConfigError, "pass generator="),
+        (lambda s, log: QUICK[0].fit_many([]), DataError, "at least one log"),
+        (lambda s, log: QUICK[1].fit_many([log], seeds=[1, 2]), ConfigError, "seeds: expected 1"),
+        (lambda s, log: QUICK[1].fit_many([log, worlds(1)[1][0]]), DimensionError, "log 1"),
+        (lambda s, log: QUICK[1].fit(log, logging_policy=agents.UniformPolicy(5)), DimensionError, "12 prompts"),
+        (lambda s, log: QUICK[1].fit_many([log], logging_policies=[]), ConfigError, "logging_policies: expected 1"),
+        (
+            lambda s, log: QUICK[2].fit(other_catalogue(log), generator=s.outputs),
+            DimensionError,
+            "fingerprint",
+        ),
+        (
+            lambda s, log: QUICK[2].fit(replace(log, output=log.output[:, :3]), generator=s.outputs),
+            DimensionError,
+            "outputs of dimension 3",
+        ),
+        (
+            lambda s, log: QUICK[1].fit(
+                replace(log, propensity=np.full(len(log), np.nan)), logging_policy=agents.ConstantPolicy(0, 12)
+            ),
+            PropensityError,
+            "did not record this log",
+        ),
+        (lambda s, log: QUICK[2].fit(log, generator=Black(s.outputs, broken=True)), NumericalError, "generator"),
+        (lambda s, log: agents.PromptRewardRegression().fit(log.take(slice(1))), DataError, "at least 2 rounds"),
+        (
+            lambda s, log: agents.PromptRewardRegression(steps=300, learning_rate=1e30).fit(log),
+            NumericalError,
+            "lower learning_rate",
+        ),
+        (lambda s, log: agents.PromptRewardRegression(train_fraction=1.5), ConfigError, "train_fraction"),
+        (lambda s, log: agents.PromptRewardRegression(hidden=()), ConfigError, "hidden"),
+        (
+            lambda s, log: agents.RegressionPG(rewards=agents.FittedRewards(())).fit(log),
+            ConfigError,
+            "models: expected 1",
+        ),
+        (
+            lambda s, log: agents.DSO(steps=5, density=agents.KnownDensity((np.zeros(len(log)),))).fit(
+                log, generator=s.outputs, logging_policy=agents.UniformPolicy(12)
+            ),
+            DataError,
+            "> 0",
+        ),
+        (
+            lambda s, log: agents.OnlinePG().fit_many([s, SyntheticConfig(n_prompts=3).build()]),
+            DimensionError,
+            "simulators",
+        ),
+    ],
+)
+def test_wrong_input(act, error, words, simulator, log):
+    with pytest.raises(error) as caught:
+        act(simulator, log)
+    assert words in str(caught.value)

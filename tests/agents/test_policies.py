@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import agents
+from offprompts_env.errors import ConfigError, DimensionError, StorageError
+from offprompts_env.sampling import sample_actions
+from offprompts_env.simulator import Simulator
+from offprompts_env.types import LoggedDataset, Policy, PromptSet
+
+
+@pytest.fixture(scope="module")
+def policies(simulator: Simulator, log: LoggedDataset) -> dict[str, Policy]:
+    model = agents.PromptRewardRegression(steps=200).fit(log)
+    return {
+        "uniform": agents.UniformPolicy(12, model.catalogue),
+        "constant": agents.ConstantPolicy(3, 12),
+        "softmax": agents.SoftmaxPolicy(model, 12, beta=2.5, catalogue=model.catalogue),
+        "epsilon": agents.EpsilonGreedyPolicy(model, 12, epsilon=0.1),
+        "neural": agents.ImportanceSamplingPG(steps=20).fit(log),
+    }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+KINDS = ["uniform", "constant", "softmax", "epsilon", "neural"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_is_a_pmf_and_samples_from_it(kind, policies, log):
+    policy, contexts = policies[kind], log.contexts.take(slice(4)).repeat(5_000)
+    pmf = policy.probabilities(contexts)
+    assert isinstance(policy, Policy)
+    assert pmf.shape == (20_000, 12)
+    np.testing.assert_allclose(pmf.sum(1), 1, atol=1e-5)
+    assert pmf.min() >= 0
+    actions, propensities = sample_actions(policy, contexts, np.random.default_rng(0))
+    np.testing.assert_allclose(propensities, pmf[np.arange(20_000), actions], rtol=1e-6)
+    for start in range(0, 20_000, 5_000):
+        found = np.bincount(actions[start : start + 5_000], minlength=12) / 5_000
+        assert np.abs(found - pmf[start]).max() < 0.04
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_policies_load_back_with_the_same_bits(kind, policies, log, tmp_path):
+    policy = policies[kind]
+    again = agents.load_policy(policy.save(tmp_path / "p"), log.prompts)
+    assert type(again) is type(policy)
+    assert np.array_equal(again.probabilities(log.contexts), policy.probabilities(log.contexts))
+
+
+def test_all_prompts_are_scored_as_one_by_one(policies, log):
+    model = policies["softmax"].scores
+    contexts = log.contexts.take(slice(50))
+    scores = model(contexts)
+    for action in range(12):
+        one = model.chosen(contexts, np.full(50, action))
+        np.testing.assert_allclose(scores[:, action], one, rtol=1e-4, atol=1e-5)
+
+
+def test_oracle_is_best(simulator, policies):
+    best = simulator.policy_value(agents.OraclePolicy(simulator)).value
+    assert all(best > simulator.policy_value(policy).value for policy in policies.values())
+
+
+def test_extreme_scores_do_not_overflow(log):
+    policy = agents.SoftmaxPolicy(lambda contexts: np.tile([1e5, -1e5, 0.0], (len(contexts), 1)), 3)
+    np.testing.assert_array_equal(policy.probabilities(log.contexts)[0], [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: agents.UniformPolicy(0), "n_prompts"),
+        (lambda: agents.ConstantPolicy(5, 5), "action"),
+        (lambda: agents.SoftmaxPolicy(len, 5, beta=float("inf")), "beta"),
+        (lambda: agents.EpsilonGreedyPolicy(len, 5, epsilon=1.5), "epsilon"),
+        (lambda: agents.EpsilonGreedyPolicy(len, 5, epsilon=-0.5), "epsilon"),
+        (lambda: agents.SoftmaxPolicy(len, 5).save("nowhere"), "BehaviorCloning"),
+    ],
+)
+def test_wrong_settings(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_wrong_files(policies, log, tmp_path):
+    with pytest.raises(StorageError, match=r"policy\.json"):
+        agents.load_policy(tmp_path)
+    path = policies["neural"].save(tmp_path / "p")
+    with pytest.raises(DimensionError, match="fingerprint"):
+        agents.load_policy(path, PromptSet(log.prompts.embeddings + 1))
+    with pytest.raises(DimensionError, match="expected 3 prompts"):
+        agents.load_policy(path, PromptSet(log.prompts.embeddings[:3]))
+    description = json.loads((path / "policy.json").read_text())
+    for change, error in (({"format_version": 99}, StorageError), ({"kind": "NeuralPolicies"}, ConfigError)):
+        (path / "policy.json").write_text(json.dumps(description | change))
+        with pytest.raises(error):
+            agents.load_policy(path)
+    (path / "policy.json").write_text(json.dumps(description))
+    (path / "policy.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StorageError, match="damaged"):
+        agents.load_policy(path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        policies["neural"].save(tmp_path / "file")
