@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker
 
-from offprompts_env.columns import concatenate, make_dataset
+from offprompts_env.columns import Batches, concatenate, make_dataset
 from offprompts_env.config import check_integer
 from offprompts_env.envs import PromptEnv, PromptVectorEnv
 from offprompts_env.errors import ConfigError, DimensionError
@@ -107,9 +107,9 @@ def collect(
     size = fixed or batch_size
     learn = getattr(policy, "learn", None) if hasattr(policy, "act") else None
     if path is None:
-        parts: list[LoggedDataset] = []
-        _record(player, act, learn, parts.append, range(n), size or player.default_batch(n), progress)
-        return concatenate(parts, player.metadata)
+        memory = Batches()
+        _record(player, act, learn, memory.append, range(n), size or player.default_batch(n), progress)
+        return concatenate(memory.parts, player.metadata)
     with ShardWriter(path, player.prompts, player.metadata, mode=mode, shard_rows=shard_rows) as writer:
         size = _agreed_size(writer, size, seed) or player.default_batch(n)
         writer.batch_size = size

@@ -44,6 +44,25 @@ def concatenate(parts: Sequence[LoggedDataset], metadata: LogMetadata) -> Logged
     return make_dataset(columns, parts[0].prompts, metadata)
 
 
+class Batches:
+    """Batches in order, to be joined later; runs of small ones are joined at once, as each costs kilobytes by itself."""
+
+    _RUN = 256
+    _SMALL = 256
+
+    def __init__(self, parts: list[LoggedDataset] | None = None) -> None:
+        self.parts = parts if parts is not None else []
+        self._loose = 0
+
+    def append(self, part: LoggedDataset) -> None:
+        """Add a batch at the end."""
+        self.parts.append(part)
+        self._loose = self._loose + 1 if len(part) < self._SMALL else 0
+        if self._loose == self._RUN:
+            self.parts[-self._RUN :] = [concatenate(self.parts[-self._RUN :], part.metadata)]
+            self._loose = 0
+
+
 def _values(log: LoggedDataset, name: str) -> Array:
     return np.asarray(log.oracle.expected_reward if name == _ORACLE and log.oracle else getattr(log, name))
 

@@ -24,7 +24,16 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from offprompts_env.columns import REPAIR, check_texts, column_types, count_characters, decode, encode, make_dataset
+from offprompts_env.columns import (
+    REPAIR,
+    Batches,
+    check_texts,
+    column_types,
+    count_characters,
+    decode,
+    encode,
+    make_dataset,
+)
 from offprompts_env.errors import ConfigError, DataError, StorageError, unknown_name
 from offprompts_env.manifest import (
     FORMAT,
@@ -166,7 +175,8 @@ class ShardWriter:
         self.path, self.prompts = Path(path), prompts
         self.metadata = metadata if metadata is not None else LogMetadata()
         self._shard_rows, self.batch_size = shard_rows, batch_size
-        self._pending: list[tuple[LoggedDataset, int]] = []
+        self._pending = Batches()
+        self._pending_rows = self._pending_characters = 0
         self._waiting_since = 0.0
         self._registered = False
         json_text(self.metadata.env_config)
@@ -234,10 +244,6 @@ class ShardWriter:
         """Rows on disk and in memory."""
         return self.flushed_rows + self._pending_rows
 
-    @property
-    def _pending_rows(self) -> int:
-        return sum(len(part) for part, _ in self._pending)
-
     def append(self, batch: LoggedDataset) -> None:
         """Add the rows of `batch`; its prompts and metadata are taken to be those of the writer.
 
@@ -248,8 +254,8 @@ class ShardWriter:
         self._require_open()
         columns = column_types(batch)
         expected: Mapping[str, str] | None = None if self._manifest is None else self._manifest.columns
-        if self._pending:
-            expected = column_types(self._pending[0][0])
+        if self._pending.parts:
+            expected = column_types(self._pending.parts[0])
         if expected is not None and dict(expected) != columns:
             raise DataError(
                 f"{self.path}: cannot append, expected columns {json_text(expected)}, got {json_text(columns)}; "
@@ -258,11 +264,15 @@ class ShardWriter:
         check_texts(batch)
         step = self._shard_rows
         parts = [batch] if len(batch) <= step else [batch.take(slice(i, i + step)) for i in range(0, len(batch), step)]
-        characters = [count_characters(part) for part in parts]
-        if not self._pending:
+        if not self._pending.parts:
             self._waiting_since = time.monotonic()
-        self._pending.extend(zip(parts, characters, strict=True))
-        self._write_shards(partial=time.monotonic() - self._waiting_since > _SHARD_SECONDS)
+        for part in parts:
+            self._pending.append(part)
+        self._pending_rows += len(batch)
+        self._pending_characters += count_characters(batch)
+        aged = time.monotonic() - self._waiting_since > _SHARD_SECONDS
+        if aged or self._pending_rows >= self._shard_rows or self._pending_characters >= _SHARD_CHARACTERS:
+            self._write_shards(partial=aged)
 
     def flush(self) -> None:
         """Put all rows on disk.
@@ -276,19 +286,19 @@ class ShardWriter:
     def _shard_end(self) -> int | None:
         """Return how many pending batches fill the next shard, or None if they do not."""
         rows = characters = 0
-        for end, (part, count) in enumerate(self._pending, start=1):
-            rows, characters = rows + len(part), characters + count
+        for end, part in enumerate(self._pending.parts, start=1):
+            rows, characters = rows + len(part), characters + count_characters(part)
             if rows >= self._shard_rows or characters >= _SHARD_CHARACTERS:
                 return end
         return None
 
     def _write_shards(self, partial: bool) -> None:
-        while self._pending:
+        while self._pending.parts:
             end = self._shard_end()
             if end is None and not partial:
                 return
             try:
-                self._write_shard(len(self._pending) if end is None else end)
+                self._write_shard(len(self._pending.parts) if end is None else end)
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 raise StorageError(
@@ -298,7 +308,7 @@ class ShardWriter:
                 ) from error
 
     def _write_shard(self, end: int) -> None:
-        parts = [part for part, _ in self._pending[:end]]
+        parts, left = self._pending.parts[:end], self._pending.parts[end:]
         if self._manifest is None:
             _write_prompts(self.path, self.prompts)
         manifest = self._manifest if self._registered and self._manifest is not None else self._register(parts[0])
@@ -308,9 +318,11 @@ class ShardWriter:
         write_atomic(self.path / shard.file, content)
         manifest = replace(manifest, shards=(*manifest.shards, shard))
         write_atomic(self.path / MANIFEST, manifest_bytes(manifest))
+        pending = Batches(left)
         # In one statement without a call: Ctrl-C lands before it, and the same shard is written again, or after it.
-        left = self._pending[end:]
-        self._manifest, self._pending = manifest, left
+        self._manifest, self._pending = manifest, pending
+        self._pending_rows = sum(map(len, left))
+        self._pending_characters = sum(map(count_characters, left))
 
     def _register(self, first: LoggedDataset) -> Manifest:
         """Note this recording in the manifest before its first shard."""

@@ -332,6 +332,21 @@ def test_vector_wrapper_records_rounds_and_no_dummies(tmp_path: Path, kind: str)
     assert envs.closed
 
 
+def test_vector_wrapper_around_processes(tmp_path: Path) -> None:
+    envs = gym.make_vec(
+        "OffPrompts-Synthetic-v0",
+        num_envs=2,
+        vectorization_mode="async",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        **SMALL,
+    )
+    with RecordVectorLoggedData(envs, tmp_path / "log") as recorder:
+        recorder.reset(seed=0)
+        for _ in range(3):
+            recorder.step(np.array([1, 2]))
+        assert_consistent(recorder.dataset(), SyntheticConfig(**SMALL).build())
+
+
 def test_vector_propensity_of_the_caller(tmp_path: Path) -> None:
     with RecordVectorLoggedData(make_vector("native", 3), tmp_path / "log") as recorder:
         recorder.reset(seed=0)
@@ -490,6 +505,13 @@ def test_default_batches_waste_nothing() -> None:
         outputs.drawn = 0
         assert len(collect(world, TiltedPolicy(3), n)) == n
         assert outputs.drawn < n + 4
+
+
+def test_round_by_round_in_small_memory(tmp_path: Path) -> None:
+    """Batches of one round, as agents that learn after each round have them."""
+    log = collect(make_env(), TiltedPolicy(), 1500, batch_size=1)
+    assert_same(collect(make_env(), TiltedPolicy(), 1500, tmp_path / "log", batch_size=1, shard_rows=700), log)
+    assert [shard.rows for shard in read_manifest(tmp_path / "log").shards] == [700, 700, 100]
 
 
 def test_collect_misuse(tmp_path: Path) -> None:

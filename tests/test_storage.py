@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offprompts_env import storage
+from offprompts_env.columns import Batches, concatenate
 from offprompts_env.errors import ConfigError, DataError, StorageError
 from offprompts_env.storage import ShardWriter, iter_batches, load, read_manifest, save
 from offprompts_env.types import LoggedDataset, LogMetadata, Oracle, PromptSet
@@ -141,6 +142,17 @@ def test_megabyte_sentences_make_small_shards(tmp_path: Path, monkeypatch: pytes
             writer.append(log.take(slice(row, row + 1)))
         assert writer.flushed_rows == 6
     assert_same(load(tmp_path), log)
+
+
+def test_many_small_batches_are_joined_on_the_way() -> None:
+    log = make_log(1000)
+    batches = Batches()
+    for row in range(1000):
+        batches.append(log.take(slice(row, row + 1)))
+    batches.append(log)
+    assert len(batches.parts) == 3 + (1000 - 3 * 256) + 1
+    assert_same(concatenate(batches.parts[:-1], log.metadata), log)
+    assert batches.parts[-1] is log
 
 
 def test_small_on_disk(tmp_path: Path) -> None:
