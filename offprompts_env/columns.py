@@ -45,7 +45,7 @@ def concatenate(parts: Sequence[LoggedDataset], metadata: LogMetadata) -> Logged
 
 
 class Batches:
-    """Batches in order, to be joined later; runs of small ones are joined at once, as each costs kilobytes by itself."""
+    """Batches in order, to be joined later; runs of small ones are joined at once, as each costs kilobytes."""
 
     _RUN = 256
     _SMALL = 256
