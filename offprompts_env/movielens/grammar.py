@@ -4,7 +4,7 @@ A sentence is a concatenation of *pieces*; each piece is one token of the small 
 short and a keyword is the same token wherever it stands::
 
     sentence  = opener [adjective] genres head [era] [theme] [tag] [hint] reception "."
-    opener    = " A famous" | ...                       how widely the movie was seen (3 levels)
+    opener    = "A famous" | ...                       how widely the movie was seen (3 levels)
     genres    = genre {"," genre} [" and" genre]        the emphasised genre first, at most three
     theme     = (" full of" | ...) noun                 a noun of the emphasised genre, or the keyword
     tag       = " touching on" noun                     something MovieLens users tagged the movie with
@@ -24,13 +24,13 @@ from functools import cache
 
 import numpy as np
 
-from offprompts_env.movielens.lexicon import ERAS, GENRE_NAMES, TAG_GROUP, Keyword, lexicon
+from offprompts_env.movielens.lexicon import ERAS, GENRE_NAMES, TAG_GROUP, Keyword, Kind, lexicon
 
 #: Openers by how widely the movie was seen: rarely, somewhat, widely.
 OPENERS: tuple[tuple[str, ...], ...] = (
-    (" A little-known", " An overlooked"),
-    (" A familiar", " A fairly well-known"),
-    (" A famous", " A hugely popular"),
+    ("A little-known", "An overlooked"),
+    ("A familiar", "A fairly well-known"),
+    ("A famous", "A hugely popular"),
 )
 HEADS: tuple[str, ...] = (" film", " movie", " picture")
 THEME_LINKS: tuple[str, ...] = (" full of", " about", " with plenty of", " built on")
@@ -118,9 +118,9 @@ def describe(movie: Movie, keyword: Keyword | None, rng: np.random.Generator) ->
     """Draw the pieces of one sentence about `movie`; their concatenation is the sentence.
 
     Without a keyword the sentence names all genres (a random three of them if there are more) in random order, the
-    first with an adjective and a noun of its own, and usually the era. A compatible keyword stands literally in its
-    slot, and a genre keyword makes its genre the only one that is named. A keyword that does not suit the movie only
-    adds a hint, so that it moves the sentence less.
+    first with an adjective and a noun of its own, usually the era, and half of the time a hint of the last genre. A
+    compatible keyword stands literally in its slot, and a genre keyword makes its genre the only one that is named. A
+    keyword that does not suit the movie only adds a hint, so that it moves the sentence less.
     """
     compatible = keyword is not None and is_compatible(keyword, movie)
     emphasised = keyword is not None and compatible and keyword.group in movie.genres
@@ -141,10 +141,13 @@ def describe(movie: Movie, keyword: Keyword | None, rng: np.random.Generator) ->
         if tag_adjectives and rng.random() < 0.4:
             adjective = _pick(tag_adjectives, rng)
     hint: list[str] = []
+    if keyword is None and rng.random() < 0.5:
+        kind: Kind = "noun" if rng.random() < 0.5 else "adjective"
+        hint = _hint(_pick(words[genres[-1], kind], rng), kind)
     if keyword is not None:
         word = f" {keyword.text}"
         if not compatible:
-            hint = [NOUN_HINT, word] if keyword.kind == "noun" else [ADJECTIVE_HINT[0], word, ADJECTIVE_HINT[1]]
+            hint = _hint(word, keyword.kind)
         elif keyword.kind == "adjective":
             adjective = word
         elif keyword.group == TAG_GROUP:
@@ -164,6 +167,10 @@ def describe(movie: Movie, keyword: Keyword | None, rng: np.random.Generator) ->
     sentence += [_pick(THEME_LINKS, rng), noun]
     sentence += [TAG_LINK, tag] if tag else []
     return [*sentence, *hint, _pick(RECEPTIONS[movie.reception], rng), "."]
+
+
+def _hint(word: str, kind: Kind) -> list[str]:
+    return [NOUN_HINT, word] if kind == "noun" else [ADJECTIVE_HINT[0], word, ADJECTIVE_HINT[1]]
 
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
@@ -207,7 +214,7 @@ def parse(sentence: str) -> Facts | None:
 
     Strict: the whole sentence must follow the grammar above, piece by piece, and name no genre twice and at most three.
     """
-    match = _pattern().fullmatch(" " + sentence.strip())
+    match = _pattern().fullmatch(sentence.strip())
     if match is None:
         return None
     genre_of, era_named, popularity_of, reception_of = _readings()

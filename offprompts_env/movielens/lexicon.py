@@ -204,12 +204,14 @@ _TAGS = (
     "dystopia, depressing, business, black and white, space opera, samurai, president, inspirational, intelligent, "
     "mafia, superhero, comic book, twist ending, court, remake, movie business, animal movie, men in drag, sports, "
     "baseball, football, rock and roll, nudity, london, paris, japan, new york, slavery, immigrants, school, lawyers, "
-    "time-travel, suburbia, nonlinear, existentialism, memory, chess, video games, road trip"
+    "suburbia, nonlinear, existentialism, memory, chess, video games, road trip"
 )
 
 _TAG_ADJECTIVES = frozenset(
     "atmospheric, thought-provoking, surreal, quirky, visually appealing, disturbing, philosophical, stylized, "
-    "hallucinatory, heartwarming, clever, cerebral, gothic, depressing, inspirational, intelligent, nonlinear".split(", ")
+    "hallucinatory, heartwarming, clever, cerebral, gothic, depressing, inspirational, intelligent, nonlinear".split(
+        ", "
+    )
 )
 
 

@@ -1,0 +1,73 @@
+"""The command `offprompts`: one subcommand per thing to do.
+
+offprompts build-assets --raw ml-latest-small --out bundle      build an asset bundle from raw MovieLens files
+offprompts card                                                 print the model card of a bundle
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from offprompts_env.errors import OffPromptsError
+from offprompts_env.movielens.build import BuildConfig, build_assets, small
+from offprompts_env.movielens.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class BuildAssets:
+    """Build an asset bundle from raw MovieLens files, and measure it; an interrupted build goes on where it stopped."""
+
+    raw: Path
+    """Folder with the raw files: CSV (latest, 20M, 25M), '::' (1M, 10M), tab (100K) or RecBole atomic files."""
+    out: Path
+    """Where the bundle goes; a bundle that is there already is replaced when the new one is complete."""
+    work: Path | None = None
+    """Folder that keeps finished stages (default: beside the bundle)."""
+    quiet: bool = False
+    """Show no progress (it is never shown where standard error is not a terminal)."""
+    tiny: bool = False
+    """Tiny models and few steps, to try the pipeline out in seconds; the bundle will be poor."""
+    config: Annotated[BuildConfig, tyro.conf.arg(name="")] = field(default_factory=BuildConfig)
+
+    def run(self) -> None:
+        """Run the command."""
+        config = small(self.config) if self.tiny else self.config
+        print(build_assets(self.raw, self.out, config, self.work, quiet=True if self.quiet else None))
+
+
+@dataclass(frozen=True)
+class Card:
+    """Print the model card of a bundle, with every measured figure, after checking the bundle's files."""
+
+    bundle: Path | None = None
+    """Folder of the bundle (default: the embedded one)."""
+
+    def run(self) -> None:
+        """Run the command."""
+        bundle = Bundle.open(self.bundle)
+        bundle.verify()
+        print(bundle.file("MODEL_CARD.md").read_text(encoding="utf-8"))
+
+
+Command = Annotated[BuildAssets, tyro.conf.subcommand("build-assets")] | Annotated[Card, tyro.conf.subcommand("card")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (default: those of the process); return the exit status."""
+    command: BuildAssets | Card = tyro.cli(Command, prog="offprompts", args=arguments)  # type: ignore[arg-type]
+    try:
+        command.run()
+    except OffPromptsError as error:
+        print(f"offprompts: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,586 @@
+"""`offprompts build-assets`: from raw MovieLens files to an asset bundle.
+
+The stages, each of which is kept in the work folder under a key of its settings and inputs, so that a build that was
+interrupted goes on where it stopped and a changed setting redoes only what depends on it:
+
+==============  ============================================================================================
+filter          users, movies and reactions; facts for the sentences        (`pipeline.data`; seconds, not kept)
+language-model  tokenizer and small causal LM, or an existing one           (`pipeline.language`)
+sentences       what the language model says of every movie without a keyword
+held-out        simulators on three train/validation/test splits, with and without the user   (`pipeline.reward`)
+simulator       the simulator that is shipped, user vectors, the collaborative model
+encoders        principal components for sentences, queries and prompts
+figures         what sentences say, and what prompts are worth              (`pipeline.evaluation`)
+bundle          all of it in one folder, with a model card and checksums
+==============  ============================================================================================
+
+Everything follows from ``BuildConfig.seed``. A stage is written to a temporary folder and renamed when it is complete,
+and so is the bundle: a build that fails leaves the bundle that was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offprompts_env.errors import ConfigError, StorageError
+from offprompts_env.movielens.bundle import BundleInfo, write_manifest
+from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
+from offprompts_env.movielens.grammar import HEADS, NOUN_HINT, OPENERS
+from offprompts_env.movielens.lexicon import Keyword, lexicon
+from offprompts_env.movielens.pipeline import card, evaluation, reward
+from offprompts_env.movielens.pipeline.data import TASTE_NAMES, Benchmark, FilterConfig, prepare, user_vectors
+from offprompts_env.movielens.pipeline.language import (
+    TEMPLATE,
+    TEMPLATE_WITH_KEYWORD,
+    LanguageModelConfig,
+    save_language_model,
+    train_language_model,
+)
+from offprompts_env.movielens.raw import read_movielens
+from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
+from offprompts_env.rng import integer_seed, stream
+from offprompts_env.text.decoding import Decoding
+from offprompts_env.text.encoder import PCAEncoder, TextEncoder
+from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.prompted import PromptFormatter
+
+#: What an existing language model is asked by default.
+FOREIGN_TEMPLATE = "Describe the movie '{query}' in one sentence without naming it.\nDescription:"
+FOREIGN_TEMPLATE_WITH_KEYWORD = (
+    "Describe the movie '{query}' in one sentence without naming it, associated with the word '{prompt}'.\nDescription:"
+)
+NO_PROMPT_SAMPLES = 4  # reference sentences of each movie that the bundle ships
+NAME = "movielens"
+_LOCK_NAME = ".building"
+_CHUNK = 64  # movies described between two signs of progress
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Settings of a build.
+
+    ``lm``, ``encoder``: directory or hub id of an existing causal LM and of an existing encoder for the simulator;
+    None trains small ones. ``template``, ``template_with_keyword``: what the LM is asked; None means the small model's own
+    or, for an existing LM, a sentence in English. ``sentences_per_movie`` are sampled for training the simulator.
+    ``dim_sentence``, ``dim_query``, ``dim_prompt``: principal components kept. ``splits``: held-out splits.
+    ``device``: where existing models compute; small ones train on the CPU, in one thread.
+    """
+
+    seed: int = 0
+    lm: str | None = None
+    encoder: str | None = None
+    template: str | None = None
+    template_with_keyword: str | None = None
+    device: str = "cpu"
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    simulator: reward.SimulatorConfig = field(default_factory=reward.SimulatorConfig)
+    collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
+    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=28, temperature=0.8, top_p=0.95))
+    sentences_per_movie: int = 16
+    dim_sentence: int = 16
+    dim_query: int = 20
+    dim_prompt: int = 16
+    splits: int = 3
+    figure_users: int = 200
+    figure_movies: int = 20
+    figure_prompts: int = 100
+    figure_sentences: int = 16
+
+    def formatter(self) -> PromptFormatter:
+        """Return how the language model is asked."""
+        own = self.lm is None
+        return PromptFormatter(
+            self.template_with_keyword or (TEMPLATE_WITH_KEYWORD if own else FOREIGN_TEMPLATE_WITH_KEYWORD),
+            self.template or (TEMPLATE if own else FOREIGN_TEMPLATE),
+        )
+
+
+def build_assets(
+    raw: str | Path,
+    out: str | Path,
+    config: BuildConfig | None = None,
+    work: str | Path | None = None,
+    quiet: bool | None = None,
+) -> Path:
+    """Build a bundle from the raw MovieLens folder `raw`, and return its path `out`.
+
+    `work` keeps finished stages (default: ``<out>.work`` beside the bundle). `quiet` hides progress (default: when
+    standard error is not a terminal).
+
+    Raises `DataError` for raw files that cannot be read, `ConfigError` for settings that do not fit, `StorageError`
+    where `out` is something else than a bundle or another build is writing it.
+    """
+    config = config or BuildConfig()
+    if config.figure_sentences % 2 or config.splits < 1 or config.sentences_per_movie < NO_PROMPT_SAMPLES:
+        raise ConfigError(
+            "expected an even figure_sentences, splits >= 1 and "
+            f"sentences_per_movie >= {NO_PROMPT_SAMPLES}, got {config.figure_sentences}, {config.splits} and "
+            f"{config.sentences_per_movie}"
+        )
+    out = Path(out)
+    if out.exists() and not (out / "bundle.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(
+            f"expected {out} to be a bundle, an empty folder or new, and it is none; choose another path"
+        )
+    folder = Path(work) if work is not None else out.with_name(out.name + ".work")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder), _one_thread():
+        return _Build(Path(raw), config, folder, not sys.stderr.isatty() if quiet is None else quiet).bundle(out)
+
+
+class _Build:
+    """One build: each method is a stage, computed once and kept in the work folder."""
+
+    def __init__(self, raw: Path, config: BuildConfig, work: Path, quiet: bool) -> None:
+        self.config, self.work, self.quiet = config, work, quiet
+        self._keys: dict[str, str] = {}
+        self._say("filter")
+        self.benchmark: Benchmark = prepare(read_movielens(raw), config.filter, stream(config.seed, "filter"))
+        self._keys["filter"] = _digest(self.benchmark)
+        self.formatter = config.formatter()
+
+    def language_model(self) -> Path | str:
+        """Train the small language model, or name the existing one."""
+        config = self.config
+        if config.lm is not None:
+            self._keys["language-model"] = _digest((config.lm, config.decoding, self.formatter))
+            return config.lm
+
+        def make(folder: Path) -> None:
+            with self._progress("language model", config.language_model.steps) as step:
+                model, tokenizer = train_language_model(
+                    self.benchmark.movies, config.language_model, config.seed, lambda _, loss: step(f"loss {loss:.3f}")
+                )
+            save_language_model(model, tokenizer, folder)
+
+        return self._stage("language-model", ("filter",), (config.language_model, config.seed), make)
+
+    def lm(self) -> CausalLM:
+        """Load the language model with the configured decoding."""
+        return CausalLM.from_pretrained(self.language_model(), decoding=self.config.decoding, device=self.config.device)
+
+    def sentences(self) -> list[list[str]]:
+        """Sample `sentences_per_movie` sentences about every movie."""
+        config = self.config
+        self.language_model()
+
+        def make(folder: Path) -> None:
+            lm = self.lm()
+            told: list[list[str]] = []
+            movies = self.benchmark.movies
+            rng = stream(config.seed, "sentences")
+            with self._progress("sentences", len(movies)) as step:
+                for start in range(0, len(movies), _CHUNK):
+                    chunk = movies[start : start + _CHUNK]
+                    asked = [self.formatter.ask(m.title) for m in chunk for _ in range(config.sentences_per_movie)]
+                    texts = lm.generate(asked, rng)
+                    told += [
+                        texts[i : i + config.sentences_per_movie]
+                        for i in range(0, len(texts), config.sentences_per_movie)
+                    ]
+                    step("", len(chunk))
+            (folder / "sentences.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+
+        settings = (config.sentences_per_movie, config.decoding, self.formatter, config.seed)
+        path = self._stage("sentences", ("language-model", "filter"), settings, make)
+        told: list[list[str]] = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
+        return told
+
+    def pretrained(self) -> LikeSimulator:
+        """Return a simulator with an untrained head on the small encoder after pretraining, or on the existing one."""
+        config = self.config
+        d_x = len(TASTE_NAMES)
+        if config.encoder is not None:
+            self._keys["encoder"] = _digest(config.encoder)
+            encoder = TextEncoder.from_pretrained(
+                config.encoder, pooling=config.simulator.pooling, device=config.device, dtype="float32"
+            )
+            model = encoder.model.requires_grad_(True)
+            head = HeadConfig(d_x, encoder.dim, pooling=config.simulator.pooling)
+            return LikeSimulator(model, encoder.tokenizer, head).to(model.device)
+
+        def make(folder: Path) -> None:
+            with self._progress("encoder", config.simulator.pretraining_steps) as step:
+                simulator = reward.make_small_simulator(config.simulator, d_x, integer_seed(config.seed, "encoder"))
+                reward.pretrain_encoder(
+                    simulator,
+                    self.benchmark.movies,
+                    config.simulator.pretraining_steps,
+                    integer_seed(config.seed, "encoder"),
+                    lambda loss: step(f"loss {loss:.3f}"),
+                )
+            simulator.save(folder)
+
+        path = self._stage("encoder", ("filter",), (config.simulator, config.seed), make)
+        return LikeSimulator.load(path)
+
+    def held_out(self) -> list[dict[str, Any]]:
+        """Train and test simulators on `splits` splits, with and without the user; one row per split."""
+        config = self.config
+        sentences = self.sentences()
+        self.pretrained()
+
+        def make(folder: Path) -> None:
+            rows = []
+            for number in range(config.splits):
+                seed = integer_seed(config.seed, "split", number)
+                split = reward.split_reactions(len(self.benchmark.reactions), config.simulator, 0.2, seed)
+                row: dict[str, Any] = {"split": number}
+                for name, with_users in (("user", True), ("no_user", False)):
+                    simulator = self.pretrained()
+                    with self._progress(f"split {number} {name}", config.simulator.epochs) as step:
+                        row[f"epochs_{name}"] = reward.train_simulator(
+                            simulator, self.benchmark, sentences, split, config.simulator, seed,
+                            with_users=with_users, progress=lambda _, loss, step=step: step(f"loss {loss:.4f}"),
+                        )  # fmt: skip
+                    for count, suffix in ((1, ""), (8, "_mean_of_8")):
+                        figures = reward.held_out(
+                            simulator, self.benchmark, sentences, split, split.test,
+                            with_users=with_users, n_sentences=count,
+                        )  # fmt: skip
+                        row[f"{name}{suffix}"] = asdict(figures)
+                rows.append(row)
+            (folder / "held_out.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+        path = self._stage("held-out", ("sentences", "encoder"), (config.simulator, config.splits, config.seed), make)
+        rows: list[dict[str, Any]] = json.loads((path / "held_out.json").read_text(encoding="utf-8"))
+        return rows
+
+    def simulator(self) -> Path:
+        """Train the simulator that is shipped on all reactions but a validation split."""
+        config = self.config
+        sentences = self.sentences()
+        self.pretrained()
+
+        def make(folder: Path) -> None:
+            simulator = self.pretrained()
+            seed = integer_seed(config.seed, "simulator")
+            split = reward.split_reactions(len(self.benchmark.reactions), config.simulator, 0.0, seed)
+            with self._progress("simulator", config.simulator.epochs) as step:
+                reward.train_simulator(
+                    simulator, self.benchmark, sentences, split, config.simulator, seed,
+                    progress=lambda _, loss: step(f"loss {loss:.4f}"),
+                )  # fmt: skip
+            simulator.save(folder / "simulator")
+            simulator = LikeSimulator.load(folder / "simulator")
+            flat = simulator.encode([text for samples in sentences for text in samples])
+            vectors = reward.crossfitted_vectors(self.benchmark, split, config.simulator, stream(seed, "folds"))
+            train = self.benchmark.reactions.take(split.train)
+            fit_collaborative(
+                vectors,
+                self.benchmark.item_ids,
+                train.items,
+                flat.reshape(len(sentences), -1, flat.shape[1]),
+                train.liked,
+                config.collaborative,
+                config.seed,
+            ).save(folder / "collaborative.safetensors")
+
+        return self._stage(
+            "simulator", ("sentences", "encoder"), (config.simulator, config.collaborative, config.seed), make
+        )
+
+    def encoders(self) -> Path:
+        """Fit the principal components."""
+        config = self.config
+        sentences = self.sentences()
+        simulator_path = self.simulator() / "simulator"
+        # The small language model's state says most about a movie where it is about to say it: after the opener. What a
+        # keyword means is known to the small simulator, from sentences that hint at it.
+        query_format = self.formatter.template_without_prompt.replace("{query}", "{text}")
+        query_format += OPENERS[1][0] if config.lm is None else ""
+        prompt_format = f"{OPENERS[1][0]}{HEADS[0]}{NOUN_HINT} {{text}}." if config.encoder is None else "{text}"
+
+        def make(folder: Path) -> None:
+            lm = self.lm()
+            simulator = LikeSimulator.load(simulator_path)
+            spoken = TextEncoder(
+                simulator.encoder,
+                simulator.tokenizer,
+                pooling=simulator.config.pooling,
+                max_tokens=simulator.config.max_tokens,
+            )
+            rng = stream(config.seed, "encoders")
+            words = lexicon()
+            movies = self.benchmark.movies
+            steered = lm.generate(
+                [
+                    self.formatter.ask(movies[rng.integers(len(movies))].title, words[rng.integers(len(words))].text)
+                    for _ in range(2 * len(movies))
+                ],
+                rng,
+            )
+            texts = [samples[0] for samples in sentences] + steered
+            PCAEncoder.fit(spoken, texts, config.dim_sentence).save(folder, "sentence", model="../simulator")
+            thought = TextEncoder(lm.model.base_model, lm.tokenizer, pooling="last")
+            titles = [movie.title for movie in movies]
+            PCAEncoder.fit(thought, titles, config.dim_query, text_format=query_format).save(
+                folder, "query", model="../lm"
+            )
+            PCAEncoder.fit(spoken, [word.text for word in words], config.dim_prompt, text_format=prompt_format).save(
+                folder, "prompt", model="../simulator"
+            )
+
+        dims = (config.dim_sentence, config.dim_query, config.dim_prompt)
+        settings = (dims, query_format, prompt_format, self.formatter, config.seed)
+        return self._stage("encoders", ("simulator", "sentences"), settings, make)
+
+    def figures(self) -> dict[str, Any]:
+        """Measure what sentences say (small language model only), and what prompts are worth."""
+        config = self.config
+        sentences = self.sentences()
+        simulator_path = self.simulator() / "simulator"
+
+        def make(folder: Path) -> None:
+            lm = self.lm()
+            found: dict[str, Any] = {"language": None}
+            if config.lm is None:
+                found["language"] = asdict(
+                    evaluation.measure_language(
+                        lm, self.formatter, self.benchmark.movies, stream(config.seed, "language")
+                    )
+                )
+            prompts = evaluation.measure_prompts(
+                lm,
+                self.formatter,
+                LikeSimulator.load(simulator_path),
+                shipped_user_vectors(self.benchmark),
+                [movie.title for movie in self.benchmark.movies],
+                [samples[:NO_PROMPT_SAMPLES] for samples in sentences],
+                [word.text for word in catalogue(config.seed)[: config.figure_prompts]],
+                stream(config.seed, "prompts"),
+                n_users=config.figure_users,
+                n_movies=config.figure_movies,
+                n_sentences=config.figure_sentences,
+            )
+            found["prompts"] = asdict(prompts)
+            (folder / "figures.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+        settings = (
+            config.figure_users, config.figure_movies, config.figure_prompts, config.figure_sentences, config.seed
+        )  # fmt: skip
+        path = self._stage("figures", ("simulator", "sentences"), settings, make)
+        found: dict[str, Any] = json.loads((path / "figures.json").read_text(encoding="utf-8"))
+        return found
+
+    def bundle(self, out: Path) -> Path:
+        """Put the bundle together beside `out`, then swap it in."""
+        start = time.perf_counter()
+        self.sentences()
+        simulator, encoders = self.simulator(), self.encoders()
+        figures, held_out = self.figures(), self.held_out()
+        self._say("bundle")
+        made = out.with_name(f".{out.name}.{os.getpid()}.new")
+        old = out.with_name(f".{out.name}.{os.getpid()}.old")
+        made.mkdir(parents=True)
+        try:
+            self._write_bundle(made, simulator, encoders, figures, held_out)
+            if out.exists():
+                out.replace(old)
+            made.replace(out)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        self._say(f"{out} is ready ({time.perf_counter() - start:.0f} s)")
+        return out
+
+    def _write_bundle(
+        self, folder: Path, simulator: Path, encoders: Path, figures: dict[str, Any], held_out: list[dict[str, Any]]
+    ) -> None:
+        from safetensors.numpy import save_file
+
+        benchmark, config = self.benchmark, self.config
+        vectors = shipped_user_vectors(benchmark).astype(np.float16).astype(np.float32)
+        save_file({"ids": benchmark.user_ids.astype(np.int64), "vectors": vectors}, folder / "users.safetensors")
+        _write_csv(
+            folder / "items.csv",
+            ("item_id", "title", "genres", "year"),
+            (
+                (item, movie.title, "|".join(movie.genres), year)
+                for item, movie, year in zip(benchmark.item_ids, benchmark.movies, benchmark.years, strict=True)
+            ),
+        )
+        words = catalogue(config.seed)
+        _write_csv(folder / "keywords.csv", ("keyword", "kind", "group"), ((w.text, w.kind, w.group) for w in words))
+        _write_csv(
+            folder / "no_prompt.csv",
+            ("item_id", "sample", "sentence"),
+            (
+                (item, sample, text)
+                for item, samples in zip(benchmark.item_ids, self.sentences(), strict=True)
+                for sample, text in enumerate(samples[:NO_PROMPT_SAMPLES])
+            ),
+        )
+        if config.lm is None:
+            shutil.copytree(self.language_model(), folder / "lm")
+        else:
+            lm = self.lm()
+            lm.model.save_pretrained(folder / "lm")
+            lm.tokenizer.save_pretrained(folder / "lm")
+        shutil.copytree(simulator / "simulator", folder / "simulator")
+        shutil.copy(simulator / "collaborative.safetensors", folder)
+        shutil.copytree(encoders, folder / "encoders")
+        measured = {"held_out": held_out, **figures, "counts": {
+            "users": len(benchmark.user_ids), "movies": len(benchmark.item_ids), "reactions": len(benchmark.reactions),
+            "ratings_of_these_users": len(benchmark.taste.rating), "keywords": len(words),
+        }, "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}}  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        settings = json.loads(json.dumps(asdict(config), default=list))
+        (folder / "MODEL_CARD.md").write_text(card.model_card(measured, settings), encoding="utf-8")
+        (folder / "LICENSE-MOVIELENS.txt").write_text(card.MOVIELENS_NOTICE, encoding="utf-8")
+        settings["lm"], settings["encoder"] = (
+            Path(name).name if name else None for name in (config.lm, config.encoder)
+        )
+        write_manifest(
+            folder,
+            BundleInfo(
+                name=NAME,
+                template=self.formatter.template,
+                template_without_prompt=self.formatter.template_without_prompt,
+                decoding=config.decoding.to_mapping(),
+                user_features=TASTE_NAMES,
+                config=settings,
+            ),
+        )
+
+    def _stage(self, name: str, needs: Sequence[str], settings: object, make: Callable[[Path], None]) -> Path:
+        """Return the folder of the finished stage `name`, made by `make` unless it is there already."""
+        key = self._keys[name] = _digest((name, [self._keys[need] for need in needs], settings))
+        folder = self.work / f"{name}-{key[:16]}"
+        if folder.is_dir():
+            return folder
+        self._say(name)
+        unfinished = self.work / f".{name}-{key[:16]}.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        make(unfinished)
+        unfinished.replace(folder)
+        return folder
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(f"build-assets: {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def _progress(self, what: str, total: int) -> Iterator[Callable[..., None]]:
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, disable=self.quiet, mininterval=1.0) as bar:
+
+            def step(note: str = "", n: int = 1) -> None:
+                if note:
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update(n)
+
+            yield step
+
+
+def shipped_user_vectors(benchmark: Benchmark) -> np.ndarray:
+    """Return the user vectors of the bundle, fitted on all ratings: (n_users, d_x)."""
+    return user_vectors(benchmark, np.zeros(len(benchmark.reactions), dtype=bool))
+
+
+def catalogue(seed: int) -> list[Keyword]:
+    """Return all keywords in an order whose every beginning is balanced over groups.
+
+    Groups take turns in a random order, and each gives its keywords in a random order; groups of fewer keywords (eras)
+    drop out when they are used up.
+    """
+    rng = stream(seed, "catalogue")
+    words = lexicon()
+    left: dict[str, list[Keyword]] = {}
+    for index in rng.permutation(len(words)):
+        left.setdefault(words[index].group, []).append(words[index])
+    groups = sorted(left)
+    ordered: list[Keyword] = []
+    while any(left.values()):
+        for index in rng.permutation(len(groups)):
+            if left[groups[index]]:
+                ordered.append(left[groups[index]].pop())
+    return ordered
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _digest(value: object) -> str:
+    """Return a SHA-256 of nested records, arrays and plain values."""
+    digest = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        elif hasattr(part, "__dataclass_fields__"):
+            digest.update(type(part).__name__.encode())
+            for name in sorted(part.__dataclass_fields__):
+                digest.update(name.encode())
+                add(getattr(part, name))
+        elif isinstance(part, list | tuple):
+            digest.update(f"[{len(part)}".encode())
+            for inner in part:
+                add(inner)
+        else:
+            digest.update(f"{type(part).__name__}:{part!r}".encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the work folder for one build; the lock goes with the process, also when it is killed."""
+    import fcntl
+
+    with (folder / _LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another build is using {folder}; wait for it, or pass another work folder") from error
+        yield
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread, so that sums are in one order and a seed gives the same bundle wherever it runs."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def small(config: BuildConfig) -> BuildConfig:
+    """Return `config` with tiny models and few steps: a build of seconds, for trying out the pipeline."""
+    return replace(
+        config,
+        language_model=replace(config.language_model, width=32, layers=2, heads=2, feed_forward=64, steps=60,
+                               batch_size=16, warmup=5, echo_steps=5, title_vocabulary=300),
+        simulator=replace(config.simulator, encoder_width=32, encoder_layers=1, encoder_heads=2, pretraining_steps=5,
+                          epochs=2, folds=2),
+        collaborative=replace(config.collaborative, factors=2, epochs=1),
+        sentences_per_movie=4, dim_sentence=4, dim_query=4, dim_prompt=4, splits=1,
+        figure_users=6, figure_movies=3, figure_prompts=6, figure_sentences=2,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The stages of the asset pipeline; `offprompts_env.movielens.build` runs them."""
