@@ -36,7 +36,7 @@ slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal $(ARGS)
 
 speed: $(STAMP)
-	$(BIN)/python -m benchmarks.speed $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(ARGS)
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

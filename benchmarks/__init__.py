@@ -1,1 +1,1 @@
-"""What reproduces the published results, measures speed, and shows the whole idea once (`python -m benchmarks.demo`)."""
+"""What reproduces the published results, measures speed, and shows the whole idea once."""

@@ -8,25 +8,18 @@ shared machine only ever adds time. `of limit` is how much of the reachable spee
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
-
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
 
 import gymnasium as gym
 import numpy as np
 
+import agents
 import offprompts_env as op
 
 
@@ -86,7 +79,9 @@ def matmul_flops() -> float:
 class _Trivial(gym.Env[Any, Any]):
     """The least a one-step environment with this observation can do: what Gymnasium itself costs."""
 
-    observation_space = gym.spaces.Dict({k: gym.spaces.Box(-np.inf, np.inf, (5,), np.float32) for k in ("context", "query")})
+    observation_space = gym.spaces.Dict(
+        {k: gym.spaces.Box(-np.inf, np.inf, (5,), np.float32) for k in ("context", "query")}
+    )
     action_space = gym.spaces.Discrete(1000)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -162,3 +157,170 @@ def import_time() -> Figure:
         "import offprompts_env", run("import offprompts_env") - start, "s", "lower", 0.5,
         run("import gymnasium, gymnasium.vector") - start, "importing gymnasium",
     )  # fmt: skip
+
+
+def recording(n: int = 1 << 20) -> list[Figure]:
+    """Rows a second and bytes a row of collect() with the uniform policy, in a synthetic world, read-back included."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    simulator = op.SyntheticConfig().build()
+    policy = agents.UniformPolicy(simulator.n_prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        path, bare = Path(folder) / "log", Path(folder) / "bare.parquet"
+        took = seconds(lambda: op.collect(simulator, policy, n, path, mode="overwrite", progress=False), 3)
+        log = op.LoggedDataset.load(path)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / n
+        floats = np.column_stack([log.context, log.query, log.output, log.reward])
+        columns = {f"c{i}": pa.array(np.ascontiguousarray(column)) for i, column in enumerate(floats.T)}
+        table = pa.table({**columns, "action": pa.array(log.action.astype(np.int16))})
+
+        def write() -> None:
+            split = list(columns)
+            pq.write_table(table, bare, compression="zstd", use_dictionary=False, use_byte_stream_split=split)
+
+        written = seconds(write, 3)
+        bare_size = bare.stat().st_size / n
+    return [
+        Figure(
+            "recording synthetic rows", n / took, "rows/s", "higher", 1e6, n / written,
+            "writing the same numbers, already drawn, with pyarrow alone",
+        ),
+        Figure("a recorded row", size, "bytes", "lower", 70, bare_size, "its 16 floats and action, no oracle, no propensity"),
+    ]  # fmt: skip
+
+
+def text(n: int = 2048) -> list[Figure]:
+    """Sentences a second that the embedded language model writes and the embedded encoder reads."""
+    from offprompts_env.movielens.bundle import Bundle
+
+    simulator = gym.make("OffPrompts-MovieLens-v0").unwrapped.simulator  # type: ignore[attr-defined]
+    outputs, bundle = simulator.outputs, Bundle.open()
+    contexts = simulator.evaluation_contexts(n)
+    actions = np.random.default_rng(0).integers(simulator.n_prompts, size=n)
+    requests = outputs.requests(contexts, actions)
+    rng = np.random.default_rng(0)
+    sentences = outputs.write(requests, rng)
+    # The encoder remembers the last texts it was asked for, so it is asked for others in turn.
+    halves = sentences[: n // 2], sentences[n // 2 :]
+    reader = bundle.reward_encoder
+    written = n / seconds(lambda: outputs.write(requests, rng), 5)
+    read = n / seconds(lambda: [reader.encode(half) for half in halves], 5)
+
+    def bound(model: Any, tokens: float, output_layer: bool) -> float:
+        """Sentences a second if matrix products were all: 2 FLOPs a weight and token, embedding look-ups free."""
+        embedding = model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in model.parameters()) - (0 if output_layer else embedding)
+        return float(matmul_flops() / (2 * weights * tokens))
+
+    language_model = outputs.language_model
+    lm_tokens = count(language_model.tokenizer, requests) + count(language_model.tokenizer, sentences)
+    what = "its matrix products at the FLOP/s of a large one"
+    return [
+        Figure(
+            "writing sentences", written, "sentences/s", "higher", 400,
+            bound(language_model.model, lm_tokens, output_layer=True), what,
+        ),
+        Figure(
+            "encoding sentences", read, "sentences/s", "higher", 3000,
+            bound(reader.model, count(reader.tokenizer, sentences), output_layer=False), what,
+        ),
+    ]  # fmt: skip
+
+
+def count(tokenizer: Any, texts: list[str]) -> float:
+    """Return the mean number of tokens of `texts`."""
+    return float(np.mean([len(row) for row in tokenizer(texts)["input_ids"]]))
+
+
+def learning(worlds: int = 4) -> list[Figure]:
+    """Seconds a world of the density and of DSO with the published schedules, several worlds as one problem."""
+    import torch
+
+    simulators = [op.SyntheticConfig.preset("paper_code", seed=seed).build() for seed in range(worlds)]
+    policies = [agents.UniformPolicy(s.n_prompts, s.prompts.fingerprint) for s in simulators]
+    logs = [agents.record_rounds(s, p, 8000) for s, p in zip(simulators, policies, strict=True)]
+    generators = [s.outputs for s in simulators]
+    kernel, density = agents.GaussianKernel(1.0), agents.NetworkDensity()
+
+    def fit_density() -> list[Any]:
+        return density.fit_many(logs, kernel=kernel, generators=generators, logging_policies=policies)
+
+    known = agents.KnownDensity(tuple(fit_density()))
+
+    def fit_dso() -> None:
+        agents.DSO(density=known).fit_many(logs, generators=generators, logging_policies=policies)
+
+    batch, inputs, hidden, prompts = 32, 10, 100, 1000
+    flops = matmul_flops()
+    # Forward, and the two products of the backward pass; the input layer needs only one of them.
+    dso_flops = 2 * batch * (3 * hidden * prompts + 2 * inputs * hidden) * 20_000
+    density_flops = 2 * batch * (2 * 15 * hidden + 3 * hidden) * 10_000
+    updates = torch.zeros(inputs * hidden + hidden * prompts + hidden + prompts)
+    adam = torch.optim.Adam([updates.requires_grad_()], fused=True)
+    updates.grad = torch.ones_like(updates)
+    adam_seconds = 20_000 / 200 * seconds(lambda: [adam.step() for _ in range(200)], 3)
+    return [
+        Figure(
+            "marginal density, 10,000 steps, a world", seconds(fit_density, 2) / worlds, "s", "lower", 6,
+            density_flops / flops, "its matrix products at the FLOP/s of a large one",
+        ),
+        Figure(
+            "DSO, 20,000 steps, 1,000 prompts, a world", seconds(fit_dso, 1) / worlds, "s", "lower", 15,
+            dso_flops / flops + adam_seconds, "its matrix products, and fused Adam alone",
+        ),
+    ]  # fmt: skip
+
+
+FIGURES: dict[str, Callable[[], Figure | list[Figure]]] = {
+    "single": single_environment,
+    "vector": vector_environment,
+    "recording": recording,
+    "text": text,
+    "closed_form": closed_form,
+    "learning": learning,
+    "import": import_time,
+}
+
+
+def as_table(figures: list[Figure]) -> str:
+    """Return the table as Markdown."""
+
+    def number(value: float) -> str:
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+    lines = ["| figure | measured | target | met | of limit | the limit |", "|---|---|---|---|---|---|"]
+    for figure in figures:
+        sign = "≥" if figure.better == "higher" else "≤"
+        lines.append(
+            f"| {figure.name} | {number(figure.value)} {figure.unit} | {sign} {number(figure.target)} "
+            f"| {'yes' if figure.met else 'no'} | {figure.share:.0%} | {number(figure.limit)} {figure.unit}: "
+            f"{figure.limit_is} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    chosen = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(1)
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        print("note: set OMP_NUM_THREADS=1, or BLAS uses several cores for the limits", file=sys.stderr)
+    figures: list[Figure] = []
+    for name in chosen.only:
+        found = FIGURES[name]()
+        figures += found if isinstance(found, list) else [found]
+    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one core\n")
+    print(as_table(figures))
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from gymnasium.envs.registration import register
 
+from offprompts_env.collecting import collect
 from offprompts_env.errors import OffPromptsError
+from offprompts_env.recording import RecordLoggedData, RecordVectorLoggedData
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, Estimate, LoggedDataset, Outputs, Policy, PromptSet
@@ -23,9 +25,12 @@ __all__ = [
     "Outputs",
     "Policy",
     "PromptSet",
+    "RecordLoggedData",
+    "RecordVectorLoggedData",
     "Simulator",
     "SyntheticConfig",
     "__version__",
+    "collect",
 ]
 
 for _name in ("Synthetic", "MovieLens"):

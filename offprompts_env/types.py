@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -406,11 +406,11 @@ class LoggedDataset:
 
         return storage.load(path)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, mode: Literal["append", "refuse", "overwrite"] = "refuse") -> Path:
         """Write a directory that :meth:`load` reads; see :func:`offprompts_env.storage.save`."""
         from offprompts_env import storage
 
-        return storage.save(self, path)
+        return storage.save(self, path, mode=mode)
 
     @classmethod
     def from_dataframe(cls, frame: pd.DataFrame, prompts: PromptSet, **columns: Any) -> LoggedDataset:

@@ -8,7 +8,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["errors", "rng", "types", "config", "sampling", "simulator", "synthetic", "movielens", "envs", "recording"]
+LAYERS = [
+    "errors",
+    "rng",
+    "types",
+    "config",
+    "interchange",
+    "sampling",
+    "simulator",
+    "synthetic",
+    "text",
+    "movielens",
+    "envs",
+    "columns",
+    "manifest",
+    "storage",
+    "recording",
+    "collecting",
+]
 
 
 def imports_of(path: Path) -> set[str]:

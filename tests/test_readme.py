@@ -1,0 +1,59 @@
+"""The README's examples are executed, in order, as a reader would; each second-level section starts afresh."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def sections() -> dict[str, str]:
+    """Python blocks of each second-level section, joined."""
+    found = {}
+    for part in re.split(r"^## ", README, flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```python\n(.*?)^```", part, flags=re.MULTILINE | re.DOTALL)
+        if blocks:
+            found[part.splitlines()[0].strip()] = "\n".join(blocks)
+    return found
+
+
+def test_readme_has_examples() -> None:
+    assert len(sections()) >= 3
+
+
+@pytest.mark.parametrize("title", sections())
+def test_examples_run(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(sections()[title], f"README.md, {title}", "exec"), {"__name__": "__readme__"})
+
+
+def test_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", README))
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_continuous_integration_runs_what_the_readme_says() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"^make [a-z]+$", script, flags=re.MULTILINE)
+    assert "make test" in commands
+    assert all(command in README for command in commands)
+
+
+def test_versions_agree() -> None:
+    import offprompts_env
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == offprompts_env.__version__
+    assert f"version: {offprompts_env.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {offprompts_env.__version__}" in changelog
