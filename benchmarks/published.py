@@ -61,7 +61,7 @@ class Cell:
         published_mean: what the paper's code reached.
         published_standard_error: of that.
         deviation: difference of the means in combined standard errors.
-        seconds: training time a world, the worlds batched.
+        seconds: processor time of training a world, the worlds batched.
         torch_version: provenance.
     """
 
@@ -100,9 +100,9 @@ class Comparison:
         self.generators = [simulator.outputs for simulator in self.simulators]
         self._floor = self._values([agents.UniformPolicy(simulator.n_prompts) for simulator in self.simulators])
         self._range = self._values([agents.OraclePolicy(simulator) for simulator in self.simulators]) - self._floor
-        started = time.perf_counter()
+        started = time.process_time()
         self.logging = agents.logging_policies(self.simulators, seeds=self.seeds)
-        self.logging_seconds = time.perf_counter() - started
+        self.logging_seconds = time.process_time() - started
 
     def _values(self, policies: Sequence[Policy]) -> np.ndarray:
         pairs = zip(self.simulators, policies, strict=True)
@@ -170,16 +170,16 @@ def compare(worlds: int, sizes: Sequence[int], learners: Sequence[str], report: 
         cells.append(comparison.cell("logging", sizes[0], comparison.logging, comparison.logging_seconds))
         report(cells[-1])
     if "online" in learners:
-        started = time.perf_counter()
+        started = time.process_time()
         policies = agents.OnlinePG().fit_many(comparison.simulators, seeds=comparison.seeds)
-        cells.append(comparison.cell("online", sizes[0], policies, time.perf_counter() - started))
+        cells.append(comparison.cell("online", sizes[0], policies, time.process_time() - started))
         report(cells[-1])
     for n in sizes:
         logs = comparison.logs(n)
         for learner in (name for name in METHODS if name in learners):
-            started = time.perf_counter()
+            started = time.process_time()
             learned = METHODS[learner](comparison, logs)
-            cells.append(comparison.cell(learner, n, learned, time.perf_counter() - started))
+            cells.append(comparison.cell(learner, n, learned, time.process_time() - started))
             report(cells[-1])
     return cells
 

@@ -8,12 +8,17 @@ shared machine only ever adds time. `of limit` is how much of the reachable spee
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -186,7 +191,7 @@ def recording(n: int = 1 << 20) -> list[Figure]:
             "recording synthetic rows", n / took, "rows/s", "higher", 1e6, n / written,
             "writing the same numbers, already drawn, with pyarrow alone",
         ),
-        Figure("a recorded row", size, "bytes", "lower", 70, bare_size, "its 16 floats and action, no oracle, no propensity"),
+        Figure("a recorded row", size, "bytes", "lower", 70, bare_size, "its 16 floats and action: no oracle, propensity"),
     ]  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class BuildConfig:
     figure_movies: int = 20
     figure_prompts: int = 100
     figure_sentences: int = 16
+    figure_keywords: int = 4000
 
     def formatter(self) -> PromptFormatter:
         """Return how the language model is asked."""
@@ -443,6 +444,8 @@ class _Build:
         settings = json.loads(json.dumps(asdict(config), default=list))
         (folder / "MODEL_CARD.md").write_text(card.model_card(measured, settings), encoding="utf-8")
         (folder / "LICENSE-MOVIELENS.txt").write_text(card.MOVIELENS_NOTICE, encoding="utf-8")
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some writers make files that only their owner reads
         settings["lm"], settings["encoder"] = (
             Path(name).name if name else None for name in (config.lm, config.encoder)
         )
@@ -582,5 +585,5 @@ def small(config: BuildConfig) -> BuildConfig:
                           epochs=2, folds=2),
         collaborative=replace(config.collaborative, factors=2, epochs=1),
         sentences_per_movie=4, dim_sentence=4, dim_query=4, dim_prompt=4, splits=1,
-        figure_users=6, figure_movies=3, figure_prompts=6, figure_sentences=2,
+        figure_users=6, figure_movies=3, figure_prompts=6, figure_sentences=2, figure_keywords=20,
     )  # fmt: skip
