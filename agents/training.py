@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -125,7 +126,8 @@ def train(
     adam = torch.optim.Adam([parameters], lr=schedule.learning_rate, fused=True)
     curve: list[Tensor] = []
     done, stop = 0, False
-    with torch.no_grad(), tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
+    progress = tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False)
+    with one_thread(), torch.no_grad(), progress as bar:
         while done < schedule.steps and not stop:
             total = torch.zeros(network.worlds)
             batches = feed.block(min(BLOCK, schedule.steps - done), network)
@@ -143,6 +145,21 @@ def train(
             _check_losses(curve[-1], label, done)
     network.parameters.requires_grad_(False)
     return torch.stack(curve)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold torch to one thread, and give the caller's number back.
+
+    Products this small lose more to the synchronisation of threads than a second core gives; on a busy machine threads
+    that wait for one another make a run many times slower. Several cores are for several worlds.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_losses(losses: Tensor, label: str, step: int) -> None:

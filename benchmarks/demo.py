@@ -232,8 +232,8 @@ def run(setting: Setting, *, rounds: int, out: Path, seed: int) -> list[Row]:
     if prompts.texts is not None:
         note = (
             f"What users saw under the logging policy and under {best}, learned from {rounds:,} logged rounds. Users "
-            "and movies are drawn at random, not picked; the reward is ten times the change of the probability of a like "
-            "against unprompted sentences."
+            "and movies are drawn at random, not picked; the reward is ten times the change of the probability of a "
+            "like against unprompted sentences."
         )
         told = stories(simulator, logging, learned[best], seed=seed)
         write_page(

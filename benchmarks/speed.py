@@ -191,7 +191,7 @@ def recording(n: int = 1 << 20) -> list[Figure]:
             "recording synthetic rows", n / took, "rows/s", "higher", 1e6, n / written,
             "writing the same numbers, already drawn, with pyarrow alone",
         ),
-        Figure("a recorded row", size, "bytes", "lower", 70, bare_size, "its 16 floats and action: no oracle, propensity"),
+        Figure("a recorded row", size, "bytes", "lower", 70, bare_size, "its 16 floats and action alone"),
     ]  # fmt: skip
 
 
