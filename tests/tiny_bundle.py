@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from offprompts_env.movielens.bundle import BundleInfo, write_manifest
+from offprompts_env.movielens.collaborative import CollaborativeModel
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
@@ -62,6 +63,16 @@ def make_tiny_bundle(directory: Path) -> Path:
     write_csv(directory / "no_prompt.csv", ("item_id", "sample", "sentence"), rows)
 
     states = TextEncoder(encoder_network, tokens)
+    CollaborativeModel(
+        item_ids=200 + np.arange(len(TITLES)),
+        item_means=rng.normal(size=len(TITLES)).astype(np.float32),
+        user_centre=np.zeros(CONTEXT_DIM, np.float32),
+        user_factors=rng.normal(size=(CONTEXT_DIM, 2)).astype(np.float32),
+        sentence_centre=states.encode(sentences).mean(axis=0),
+        sentence_factors=rng.normal(size=(16, 2)).astype(np.float32),
+        sentence_weights=rng.normal(size=16).astype(np.float32),
+        offset=np.zeros(1, np.float32),
+    ).save(directory / "collaborative.safetensors")
     language = TextEncoder(lm_network.base_model, tokens, pooling="last")
     fitted = {
         "sentence": (PCAEncoder.fit(states, sentences, OUTPUT_DIM), "../simulator"),

@@ -30,6 +30,7 @@ from offprompts_env.errors import BundleError
 from offprompts_env.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
+    from offprompts_env.movielens.collaborative import CollaborativeModel
     from offprompts_env.movielens.simulator import LikeSimulator
     from offprompts_env.text.decoding import Decoding
     from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
@@ -260,6 +261,13 @@ class Bundle:
 
         with quiet_loading():
             return LikeSimulator.load(self.folder("simulator"), device=self.device)
+
+    @cached_property
+    def collaborative(self) -> CollaborativeModel:
+        """The collaborative-filtering model; it reads the states of :attr:`reward_encoder`."""
+        from offprompts_env.movielens.collaborative import CollaborativeModel
+
+        return CollaborativeModel.load(self.file("collaborative.safetensors"))
 
     def encoder(self, name: str) -> PCAEncoder:
         """Return the encoder "sentence", "query" or "prompt".

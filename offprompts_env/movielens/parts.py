@@ -12,7 +12,13 @@ import numpy as np
 from offprompts_env.config import Config, check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, unknown_name
 from offprompts_env.movielens.bundle import Bundle
-from offprompts_env.movielens.rewards import LikeModel, LikeReward, SimulatedLikes, UnpromptedSentences
+from offprompts_env.movielens.rewards import (
+    CollaborativeLikes,
+    LikeModel,
+    LikeReward,
+    SimulatedLikes,
+    UnpromptedSentences,
+)
 from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator
 from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.decoding import Decoding
@@ -170,7 +176,7 @@ class MovieLensConfig(Config):
     cache_slots: int | None = None
     device: str = "cpu"
     dtype: str = "auto"
-    batch_size: int = 256
+    batch_size: int = 128
 
     def __post_init__(self) -> None:
         for name in ("bundle", "language_model", "sentence_encoder", "query_encoder", "prompt_encoder"):
@@ -299,4 +305,6 @@ class MovieLensConfig(Config):
         return LikeReward(self._likes(bundle), unprompted, kind=self.reward_type, scale=self.reward_scale)
 
     def _likes(self, bundle: Bundle) -> LikeModel:
+        if self.simulator == "collaborative":
+            return CollaborativeLikes(bundle.collaborative, bundle.reward_encoder)
         return SimulatedLikes(bundle.simulator, bundle.reward_encoder)

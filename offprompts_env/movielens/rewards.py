@@ -16,6 +16,7 @@ import numpy as np
 
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import DataError, unknown_name
+from offprompts_env.movielens.collaborative import CollaborativeModel
 from offprompts_env.movielens.simulator import LikeSimulator
 from offprompts_env.rng import stream
 from offprompts_env.simulator import RewardKind
@@ -67,6 +68,32 @@ class SimulatedLikes:
     def probability(self, contexts: Contexts, states: FloatArray) -> FloatArray:
         """Return ``P(like | x, s)``, (n,)."""
         return self.simulator.probability(contexts.context, states)
+
+
+class CollaborativeLikes:
+    """Collaborative filtering as a like model; it reads the user vector, the movie's id and the sentence.
+
+    Args:
+        model: user, movie and sentence state → P(like).
+        encoder: gives the sentence states that `model` was fitted on.
+    """
+
+    def __init__(self, model: CollaborativeModel, encoder: Encoder) -> None:
+        self.model, self.encoder = model, encoder
+
+    @property
+    def context_dim(self) -> int:
+        """``d_x``."""
+        return self.model.d_x
+
+    def states(self, sentences: Sequence[str]) -> FloatArray:
+        """Return pooled encoder states, (n, d_b)."""
+        return self.encoder.encode(sentences)
+
+    def probability(self, contexts: Contexts, states: FloatArray) -> FloatArray:
+        """Return ``P(like | x, q, s)``, (n,); a movie without an id counts as unknown."""
+        items = np.full(len(contexts), -1) if contexts.item_id is None else contexts.item_id
+        return self.model.probability(contexts.context, items, states)
 
 
 class UnpromptedSentences:

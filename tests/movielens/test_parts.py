@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,26 @@ def test_expected_reward_is_the_stated_equation(where):
     binary = play(MovieLensConfig(bundle=where, reward_type="binary").build())
     np.testing.assert_allclose(binary.expected_reward, p, atol=1e-5)
     assert set(binary.reward.tolist()) <= {0.0, 1.0}
+
+
+def test_collaborative_rewards_depend_on_user_movie_and_sentence(where):
+    bundle = Bundle.open(where)
+    simulator = MovieLensConfig(bundle=where, simulator="collaborative", reward_type="binary").build()
+    rounds = play(simulator)
+    states = bundle.reward_encoder.encode(rounds.outputs.text.tolist())
+    contexts = rounds.contexts
+    expected = bundle.collaborative.probability(contexts.context, contexts.item_id, states)
+    np.testing.assert_allclose(rounds.expected_reward, expected, atol=1e-5)
+    mean = simulator.rewards.mean
+    moved = {
+        "user": mean(replace(contexts, context=-contexts.context), rounds.outputs),
+        "movie": mean(replace(contexts, item_id=None), rounds.outputs),
+        "sentence": mean(contexts, rounds.outputs.take(slice(None, None, -1))),
+    }
+    for what, value in moved.items():
+        assert np.abs(value - rounds.expected_reward).max() > 0.01, what
+    continuous = play(MovieLensConfig(bundle=where, simulator="collaborative").build())
+    assert continuous.expected_reward.min() < 0 < continuous.expected_reward.max()
 
 
 def test_a_sentence_is_encoded_once(where):
