@@ -13,6 +13,7 @@ import html
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,11 +118,15 @@ def movielens(n_prompts: int | None) -> Setting:
 
 @contextmanager
 def stage(title: str) -> Iterator[None]:
-    """Say what is going on and how long it took."""
+    """Say what is going on, how long it took, and below that what there was to warn of."""
     print(f"{title} ... ", end="", flush=True)
     start = time.perf_counter()
-    yield
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", agents.TrainingWarning)
+        yield
     print(f"{time.perf_counter() - start:.1f} s", flush=True)
+    for warning in caught:
+        print(f"  note: {warning.message}", flush=True)
 
 
 def kept(path: Path, prompts: op.PromptSet, make: Callable[[], Policy]) -> Policy:
