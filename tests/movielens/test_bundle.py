@@ -115,3 +115,15 @@ def test_damaged_manifest(copy, content):
     (copy / MANIFEST).write_text(content)
     with pytest.raises(BundleError, match=r"cannot read .*bundle\.json"):
         Bundle.open(copy)
+
+
+def test_embedded_bundle():
+    bundle = Bundle.open()
+    bundle.verify()
+    assert sum(file["bytes"] for file in bundle.files.values()) <= 6e6
+    # Embedding a sentence and judging it share one encoding.
+    assert bundle.encoder("sentence").encoder is bundle.reward_encoder
+    assert bundle.users.vectors.shape[1] == bundle.simulator.config.d_x == len(bundle.info.user_features)
+    assert set(bundle.no_prompt_sentences) == set(bundle.items.titles)
+    assert "LICENSE-MOVIELENS.txt" in bundle.files
+    assert len({entry.text for entry in bundle.keywords}) == len(bundle.keywords)
