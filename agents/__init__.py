@@ -22,9 +22,6 @@ from agents.learners import (
     Learner,
     OnlinePG,
     RegressionPG,
-    logging_policies,
-    logging_policy,
-    record_rounds,
 )
 from agents.policies import (
     ConstantPolicy,
@@ -36,6 +33,7 @@ from agents.policies import (
     load_policy,
     save_policy,
 )
+from agents.recipes import logging_policies, logging_policy, record_rounds
 from agents.rewards import (
     FittedRewards,
     PromptRewardRegression,

@@ -123,7 +123,7 @@ class IS:
         """
         check_policy(policy, log)
         propensity = _worlds(log, None, logging_policy, seed).propensities("agents.IS").numpy().astype(np.float64)
-        weights = chosen_probabilities(policy, log) / propensity
+        weights = chosen_probabilities(policy, log.contexts, log.action) / propensity
         clipped = 0 if self.clip is None else int((weights > self.clip).sum())
         weights = np.minimum(weights, np.inf if self.clip is None else self.clip)
         return weighted_estimate(weights, weights * log.reward, self.clip, clipped)

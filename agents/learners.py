@@ -18,31 +18,35 @@ import torch
 from torch import Tensor
 
 from agents import gradients
+from agents.feeds import (
+    Batch,
+    FreshFeed,
+    LinearFeed,
+    LoggedRounds,
+    OnlineBatch,
+    PlayedFeed,
+    PreparedFeed,
+    SentenceBatch,
+)
 from agents.gradients import ActionDistribution
-from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred, generate
-from agents.networks import StackedMLP, homogeneous
-from agents.policies import NeuralPolicy, SoftmaxPolicy, UniformPolicy, check_catalogue, check_policy
+from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred
+from agents.networks import StackedMLP
+from agents.policies import NeuralPolicy, check_catalogue, check_policy
 from agents.rewards import PromptRewardRegression, PromptRewardSource
 from agents.training import (
-    BLOCK,
     Feed,
     HasInputs,
     Schedule,
     StackedLogs,
     check_seeds,
     differentiate,
-    normals,
-    stack_draws,
     train,
-    uniforms,
     world_streams,
 )
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
-from offprompts_env.rng import stream
-from offprompts_env.sampling import sample_actions
-from offprompts_env.simulator import GaussianOutputs, LinearReward, OutputModel, Simulator
-from offprompts_env.types import Contexts, FloatArray, LoggedDataset, Policy
+from offprompts_env.simulator import GaussianOutputs, OutputModel, Simulator
+from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
 # Numbers of a pmf that are held at once: 8 MiB of float32.
 _PMF_AT_ONCE = 1 << 21
@@ -97,36 +101,6 @@ class Learner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch of logged rounds.
-
-    Attributes:
-        inputs: ``[x, q, 1]``, (W, B, d + 1).
-        rows: where the rounds are in the stacked columns, (W, B).
-        uniforms: to draw prompts with, (W, B).
-    """
-
-    inputs: Tensor
-    rows: Tensor
-    uniforms: Tensor
-
-
-class _LoggedRounds:
-    """Feed of logged rounds drawn with replacement."""
-
-    def __init__(self, stack: StackedLogs, seeds: Sequence[int], label: str, batch_size: int) -> None:
-        self._stack, self._batch_size = stack, batch_size
-        self._rows = world_streams(seeds, label, "batches")
-        self._uniforms = world_streams(seeds, label, "actions")
-
-    def block(self, steps: int, network: StackedMLP) -> list[Batch]:
-        steps = min(steps, BLOCK)
-        rows = self._stack.rows(self._rows, steps, self._batch_size)
-        drawn = uniforms(self._uniforms, steps, self._batch_size)
-        return [Batch(*batch) for batch in zip(self._stack.inputs[rows], rows, drawn, strict=True)]
-
-
 @dataclass(frozen=True)
 class PolicyGradient:
     """What all learners of a neural softmax policy share.
@@ -161,7 +135,7 @@ class PolicyGradient:
         surrogate: Callable[[ActionDistribution, BatchT], Tensor],
         seeds: Sequence[int],
         label: str,
-        callback: Callback | None,
+        callbacks: Sequence[Callback],
     ) -> list[NeuralPolicy]:
         network = StackedMLP.initialise(
             (n_inputs, *self.hidden, n_prompts), world_streams(seeds, label, "initial weights")
@@ -171,12 +145,13 @@ class PolicyGradient:
             return [NeuralPolicy(mlp, name) for mlp, name in zip(network.unstack(), catalogues, strict=True)]
 
         def on_step(step: int) -> bool:
-            return callback is not None and step % callback.every == 0 and callback.on_step(step, policies()) is True
+            answers = [callback.on_step(step, policies()) for callback in callbacks if step % callback.every == 0]
+            return True in answers
 
         def loss(logits: Tensor, batch: BatchT) -> Tensor:
             return surrogate(ActionDistribution(logits), batch)
 
-        watch = None if callback is None else on_step
+        watch = on_step if callbacks else None
         train(network, feed, differentiate(loss), self._schedule(), label=label, on_step=watch)
         return policies()
 
@@ -236,14 +211,14 @@ class Worlds:
         return StackedLogs.join(columns).to(torch.float32)
 
 
-def chosen_probabilities(policy: Policy, log: LoggedDataset) -> FloatArray:
-    """Return ``π(a_i | x_i, q_i)`` of the logged prompts under `policy`, (n,)."""
-    found = np.empty(len(log))
-    size = max(1, _PMF_AT_ONCE // log.n_prompts)
-    for start in range(0, len(log), size):
+def chosen_probabilities(policy: Policy, contexts: Contexts, actions: IntArray) -> FloatArray:
+    """Return ``π(a_i | x_i, q_i)`` of `actions` (n,) in `contexts`, (n,)."""
+    found = np.empty(len(contexts))
+    size = max(1, _PMF_AT_ONCE // policy.n_prompts)
+    for start in range(0, len(contexts), size):
         part = slice(start, start + size)
-        pmf = policy.probabilities(log.contexts.take(part))
-        found[part] = pmf[np.arange(len(pmf)), log.action[part]]
+        pmf = policy.probabilities(contexts.take(part))
+        found[part] = pmf[np.arange(len(pmf)), actions[part]]
     return found
 
 
@@ -253,7 +228,7 @@ def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatA
     Raises:
         PropensityError: it gives a logged prompt probability 0.
     """
-    found = chosen_probabilities(logging_policy, log)
+    found = chosen_probabilities(logging_policy, log.contexts, log.action)
     if not (found > 0).all():
         row = int(np.argmin(found > 0))
         raise PropensityError(
@@ -320,18 +295,18 @@ class _Offline(PolicyGradient):
             None if logging_policies is None else tuple(logging_policies),
             tuple(check_seeds(logs, seeds)),
         )
-        return self._learn(worlds, callback)
+        return self._learn(worlds, () if callback is None else (callback,))
 
-    def _learn(self, worlds: Worlds, callback: Callback | None) -> list[NeuralPolicy]:
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         raise NotImplementedError
 
     def _on_logs(
-        self, worlds: Worlds, feed: Feed[BatchT], loss: Loss[BatchT], label: str, callback: Callback | None
+        self, worlds: Worlds, feed: Feed[BatchT], loss: Loss[BatchT], label: str, callbacks: Sequence[Callback]
     ) -> list[NeuralPolicy]:
         stack = worlds.stack
         catalogues = [log.prompts.fingerprint for log in stack.logs]
         n_inputs = stack.inputs.shape[1] - 1
-        return self._optimise(n_inputs, catalogues, stack.n_prompts, feed, loss, worlds.seeds, label, callback)
+        return self._optimise(n_inputs, catalogues, stack.n_prompts, feed, loss, worlds.seeds, label, callbacks)
 
 
 @dataclass(frozen=True)
@@ -344,7 +319,7 @@ class RegressionPG(_Offline):
 
     rewards: PromptRewardSource = field(default_factory=PromptRewardRegression)
 
-    def _learn(self, worlds: Worlds, callback: Callback | None) -> list[NeuralPolicy]:
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         label, stack = "regression PG", worlds.stack
         models = self.rewards.fit_many(stack.logs, seeds=worlds.seeds)
         network = StackedMLP.of([model.network for model in models])
@@ -355,7 +330,7 @@ class RegressionPG(_Offline):
             inputs = torch.cat([batch.inputs[..., :-1], embeddings, batch.inputs[..., -1:]], dim=-1)
             return gradients.regression(policy, actions, network.forward(inputs)[..., 0])
 
-        return self._on_logs(worlds, _LoggedRounds(stack, worlds.seeds, label, self.batch_size), loss, label, callback)
+        return self._on_logs(worlds, LoggedRounds(stack, worlds.seeds, label, self.batch_size), loss, label, callbacks)
 
 
 @dataclass(frozen=True)
@@ -374,7 +349,7 @@ class ImportanceSamplingPG(_Offline):
         super().__post_init__()
         check_number("clip", self.clip, 0, strict=True)
 
-    def _learn(self, worlds: Worlds, callback: Callback | None) -> list[NeuralPolicy]:
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         label, stack = "IS PG", worlds.stack
         propensity = worlds.propensities("agents.ImportanceSamplingPG")
 
@@ -384,176 +359,74 @@ class ImportanceSamplingPG(_Offline):
                 policy, stack.action[rows], propensity[rows], stack.reward[rows], self.clip
             )
 
-        return self._on_logs(worlds, _LoggedRounds(stack, worlds.seeds, label, self.batch_size), loss, label, callback)
+        return self._on_logs(worlds, LoggedRounds(stack, worlds.seeds, label, self.batch_size), loss, label, callbacks)
 
 
 @dataclass(frozen=True)
 class BehaviorCloning(_Offline):
-    """Maximum likelihood of the logged prompts, :func:`agents.gradients.cloning`: an estimate of the logging policy."""
+    """Maximum likelihood of the logged prompts, :func:`agents.gradients.cloning`: an estimate of the logging policy.
 
-    def _learn(self, worlds: Worlds, callback: Callback | None) -> list[NeuralPolicy]:
+    With many prompts and few rounds the likelihood is soon fitted to the rounds themselves, so the policy is the one of
+    all those looked at under which held-out rounds are likeliest.
+
+    Attributes:
+        train_fraction: share of the rounds that is trained on; 1 holds nothing out and gives the last policy.
+        look_every: steps between two looks at the held-out rounds.
+        patience: looks without improvement after which a world is done.
+    """
+
+    train_fraction: float = 0.8
+    look_every: int = 200
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("train_fraction", self.train_fraction, 0, strict=True)
+        if self.train_fraction > 1:
+            raise ConfigError(f"train_fraction: expected a share in (0, 1], got {self.train_fraction}")
+        check_integer("look_every", self.look_every, 1)
+        check_integer("patience", self.patience, 1)
+
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         label, stack = "behaviour cloning", worlds.stack
+        parts, held_out = stack.split(world_streams(worlds.seeds, label, "split"), self.train_fraction)
+        feed = LoggedRounds(stack, worlds.seeds, label, self.batch_size, parts)
 
         def loss(policy: ActionDistribution, batch: Batch) -> Tensor:
             return gradients.cloning(policy, stack.action[batch.rows])
 
-        return self._on_logs(worlds, _LoggedRounds(stack, worlds.seeds, label, self.batch_size), loss, label, callback)
-
-
-class SentenceBatch(Protocol):
-    """Logged rounds with sentences of prompts that the policy would choose."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """``[x, q, 1]``, (W, B, d + 1)."""
-        ...
-
-    @property
-    def rows(self) -> Tensor:
-        """Where the rounds are in the stacked columns, (W, B)."""
-        ...
-
-    @property
-    def blur(self) -> Tensor:
-        """Standard normals for the kernel, (W, B, d_o)."""
-        ...
-
-    def draw(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return prompts (W, B), their sentences (W, B, d_o), and π over the policy the prompts were drawn from."""
-        ...
-
-
-class _GaussianWorlds:
-    """Generators with ``s = base(q) + effects[a] + noise``, for the logged rounds of W worlds."""
-
-    def __init__(self, stack: StackedLogs, generators: Sequence[GaussianOutputs]) -> None:
-        self._stack = stack
-        pairs = list(zip(generators, stack.logs, strict=True))
-        self.base = StackedLogs.join([generator.base(log.contexts) for generator, log in pairs])
-        self.effects = StackedLogs.join([generator.effects for generator in generators])
-        self.std = torch.from_numpy(np.stack([generator.noise_std for generator in generators]))[:, None]
-
-    def mean(self, rows: Tensor, actions: Tensor) -> Tensor:
-        return self.base[rows] + self.effects[self._stack.prompt_rows(actions)]
-
-
-@dataclass(frozen=True, slots=True)
-class _FreshSentences:
-    """A batch whose prompts are drawn from the policy of its own step."""
-
-    inputs: Tensor
-    rows: Tensor
-    uniforms: Tensor
-    noise: Tensor
-    blur: Tensor
-    worlds: _GaussianWorlds
-
-    def draw(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        actions = policy.sample(self.uniforms)
-        return actions, self.worlds.mean(self.rows, actions) + self.noise, 1.0
-
-
-class _FreshFeed:
-    """Feed of batches for Gaussian generators: sentences cost next to nothing, so each step has its own."""
-
-    def __init__(self, worlds: Worlds, generators: Sequence[GaussianOutputs], label: str, batch_size: int) -> None:
-        self._rounds = _LoggedRounds(worlds.stack, worlds.seeds, label, batch_size)
-        self._gaussian = _GaussianWorlds(worlds.stack, generators)
-        self._noise = world_streams(worlds.seeds, label, "outputs")
-        self._blur = world_streams(worlds.seeds, label, "blur")
-
-    def block(self, steps: int, network: StackedMLP) -> list[SentenceBatch]:
-        rounds = self._rounds.block(steps, network)
-        shape = (len(rounds), rounds[0].rows.shape[1], self._gaussian.base.shape[1])
-        noise = normals(self._noise, *shape) * self._gaussian.std
-        blur = normals(self._blur, *shape)
-        return [
-            _FreshSentences(batch.inputs, batch.rows, batch.uniforms, own, other, self._gaussian)
-            for batch, own, other in zip(rounds, noise, blur, strict=True)
+        if not all(len(rows) for rows in held_out):
+            return self._on_logs(worlds, feed, loss, label, callbacks)
+        rounds = [
+            (log.contexts.take(rows), log.action[rows])
+            for log, rows in zip(stack.logs, stack.local(held_out), strict=True)
         ]
+        best = _Likeliest(rounds, self.patience)
+        last = self._on_logs(worlds, feed, loss, label, (Callback(self.look_every, best.look), *callbacks))
+        best.look(self.steps, last)
+        return best.policies
 
 
-@dataclass(frozen=True, slots=True)
-class _PreparedSentences:
-    """A batch whose prompts were drawn, with probability `proposal`, from the policy of an earlier step."""
+class _Likeliest:
+    """Keeps the policy of each world under which the prompts of its held-out `rounds` are likeliest."""
 
-    inputs: Tensor
-    rows: Tensor
-    actions: Tensor
-    sentences: Tensor
-    proposal: Tensor
-    blur: Tensor
+    def __init__(self, rounds: Sequence[tuple[Contexts, IntArray]], patience: int) -> None:
+        self._rounds, self._patience = rounds, patience
+        self._likelihood, self._idle = [-np.inf] * len(rounds), [0] * len(rounds)
+        self.policies: list[NeuralPolicy] = []
 
-    def draw(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        return self.actions, self.sentences, policy.probability(self.actions) / self.proposal
-
-
-class _PreparedFeed:
-    """Feed of batches for any generator: sentences for a block of steps are asked for at once."""
-
-    def __init__(self, worlds: Worlds, generators: Sequence[OutputModel], label: str, config: DSO) -> None:
-        self._stack, self._generators = worlds.stack, generators
-        self._refresh, self._batch_size = config.refresh, config.batch_size
-        wanted = config.steps * config.batch_size
-        self._share = 1.0 if config.max_sentences is None else min(1.0, config.max_sentences / wanted)
-        names = ("batches", "actions", "outputs", "blur", "reuse")
-        self._rows, self._uniforms, self._outputs, self._blur, self._reuse = (
-            world_streams(worlds.seeds, label, name) for name in names
-        )
-
-    def block(self, steps: int, network: StackedMLP) -> list[SentenceBatch]:
-        steps = min(steps, self._refresh)
-        slots = steps * self._batch_size
-        asked = max(1, round(self._share * slots))
-        rows = self._stack.rows(self._rows, 1, asked)[0]
-        actions, proposal = propose(network, self._stack.inputs[rows], uniforms(self._uniforms, 1, asked)[0])
-        local = (rows - self._stack.offsets[:, None]).numpy()
-        sentences = torch.from_numpy(
-            np.stack(
-                [
-                    generate(generator, log.contexts, own, chosen, rng)
-                    for generator, log, own, chosen, rng in zip(
-                        self._generators, self._stack.logs, local, actions.numpy(), self._outputs, strict=True
-                    )
-                ]
-            )
-        )
-        if asked == slots:
-            index = torch.arange(slots).expand(len(rows), slots)
-        else:
-            index = stack_draws(lambda rng: rng.integers(asked, size=(1, slots)), self._reuse)[0]
-        blur = normals(self._blur, steps, self._batch_size, sentences.shape[-1])
-        world = torch.arange(len(rows))[:, None]
-        batches: list[SentenceBatch] = []
-        for step in range(steps):
-            pick = (world, index[:, step * self._batch_size : (step + 1) * self._batch_size])
-            own = rows[pick]
-            batches.append(
-                _PreparedSentences(
-                    self._stack.inputs[own], own, actions[pick], sentences[pick], proposal[pick], blur[step]
-                )
-            )
-        return batches
-
-
-def propose(network: StackedMLP, inputs: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw prompts from the policies as they are now.
-
-    Args:
-        network: the policies.
-        inputs: (W, m, d + 1).
-        drawn: uniforms (W, m).
-
-    Returns:
-        prompts and their probabilities, (W, m) each.
-    """
-    size = max(1, _PMF_AT_ONCE // (network.worlds * network.sizes[-1]))
-    actions, proposal = [], []
-    for part, uniform in zip(torch.split(inputs, size, dim=1), torch.split(drawn, size, dim=1), strict=True):
-        policy = ActionDistribution(network.forward(part))
-        actions.append(policy.sample(uniform))
-        proposal.append(policy.probability(actions[-1]))
-    return torch.cat(actions, dim=1), torch.cat(proposal, dim=1)
+    def look(self, step: int, policies: list[NeuralPolicy]) -> bool:
+        self.policies = self.policies or list(policies)
+        for world, (policy, rounds) in enumerate(zip(policies, self._rounds, strict=True)):
+            # A world that is done stays as it is, as it would alone, while others of the stack go on.
+            if self._idle[world] >= self._patience:
+                continue
+            chances = np.maximum(chosen_probabilities(policy, *rounds), np.finfo(np.float32).tiny)
+            likelihood = float(np.log(chances).mean())
+            self._idle[world] += 1
+            if likelihood > self._likelihood[world]:
+                self._likelihood[world], self.policies[world], self._idle[world] = likelihood, policy, 0
+        return min(self._idle) >= self._patience
 
 
 @dataclass(frozen=True)
@@ -596,7 +469,7 @@ class DSO(_Offline):
         if self.max_sentences is not None:
             check_integer("max_sentences", self.max_sentences, 1)
 
-    def _learn(self, worlds: Worlds, callback: Callback | None) -> list[NeuralPolicy]:
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         label, stack = "DSO", worlds.stack
         kernel: Kernel = GaussianKernel(self.tau) if self.kernel is None else self.kernel
         generators = worlds.require_generators("agents.DSO")
@@ -618,128 +491,19 @@ class DSO(_Offline):
         gaussian = [generator for generator in generators if isinstance(generator, GaussianOutputs)]
         feed: Feed[SentenceBatch]
         if len(gaussian) == len(generators):
-            feed = _FreshFeed(worlds, gaussian, label, self.batch_size)
+            feed = FreshFeed(stack, worlds.seeds, gaussian, label, self.batch_size)
         else:
-            feed = _PreparedFeed(worlds, generators, label, self)
-        return self._on_logs(worlds, feed, loss, label, callback)
-
-
-class OnlineBatch(Protocol):
-    """Rounds of the environment."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """``[x, q, 1]``, (W, B, d + 1)."""
-        ...
-
-    def play(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return prompts (W, B), their rewards (W, B), and π over the policy the prompts were drawn from."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _LinearRounds:
-    """Rounds whose reward is ``intercept + weights · effects[a]``, noise included."""
-
-    inputs: Tensor
-    uniforms: Tensor
-    weights: Tensor
-    intercept: Tensor
-    effects: Tensor
-    first_prompt: Tensor
-
-    def play(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        actions = policy.sample(self.uniforms)
-        moved = (self.weights * self.effects[actions + self.first_prompt]).sum(-1)
-        return actions, self.intercept + moved, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _PlayedRounds:
-    """Rounds that were played with prompts drawn, with probability `proposal`, from the policy of an earlier step."""
-
-    inputs: Tensor
-    actions: Tensor
-    reward: Tensor
-    proposal: Tensor
-
-    def play(self, policy: ActionDistribution) -> tuple[Tensor, Tensor, Tensor | float]:
-        return self.actions, self.reward, policy.probability(self.actions) / self.proposal
-
-
-class _OnlineFeed:
-    """What the two feeds of online rounds share: fresh contexts."""
-
-    def __init__(self, simulators: Sequence[Simulator], seeds: Sequence[int], label: str, batch_size: int) -> None:
-        self._simulators, self._batch_size = simulators, batch_size
-        names = ("contexts", "actions", "outputs", "rewards")
-        self._contexts, self._uniforms, self._outputs, self._rewards = (
-            world_streams(seeds, label, name) for name in names
-        )
-
-    def _fresh(self, n: int) -> tuple[list[Contexts], Tensor]:
-        contexts = [
-            simulator.contexts.sample(n, rng) for simulator, rng in zip(self._simulators, self._contexts, strict=True)
-        ]
-        return contexts, torch.from_numpy(np.stack([homogeneous([part.context, part.query]) for part in contexts]))
-
-
-class _LinearFeed(_OnlineFeed):
-    """Feed of rounds of simulators that are linear in Gaussian outputs: played without leaving PyTorch."""
-
-    def block(self, steps: int, network: StackedMLP) -> list[OnlineBatch]:
-        steps = min(steps, BLOCK)
-        contexts, inputs = self._fresh(steps * self._batch_size)
-        effects, weights, intercept = [], [], []
-        for simulator, part, output_rng, reward_rng in zip(
-            self._simulators, contexts, self._outputs, self._rewards, strict=True
-        ):
-            generator, reward = simulator.outputs, simulator.rewards
-            if not (isinstance(generator, GaussianOutputs) and isinstance(reward, LinearReward)):
-                raise TypeError("linear rounds: expected a GaussianOutputs and a LinearReward")
-            own = np.asarray(reward.weights(part), dtype=np.float32)
-            noise = output_rng.standard_normal(own.shape, dtype=np.float32) * generator.noise_std
-            mean = np.einsum("nd,nd->n", own, generator.base(part) + noise)
-            effects.append(generator.effects)
-            weights.append(own)
-            intercept.append(simulator.noise.draw(mean, reward_rng))
-        n_prompts = len(effects[0])
-        first_prompt = torch.arange(0, len(effects) * n_prompts, n_prompts)[:, None]
-        stacked = StackedLogs.join(effects)
-        drawn = uniforms(self._uniforms, steps, self._batch_size)
-        columns = [inputs, torch.from_numpy(np.stack(weights)), torch.from_numpy(np.stack(intercept))]
-        split = [torch.split(column, self._batch_size, dim=1) for column in columns]
-        return [
-            _LinearRounds(own, drawn[step], weight, fixed, stacked, first_prompt)
-            for step, (own, weight, fixed) in enumerate(zip(*split, strict=True))
-        ]
-
-
-class _PlayedFeed(_OnlineFeed):
-    """Feed of rounds of any simulator, played for a block of steps at once."""
-
-    def __init__(
-        self, simulators: Sequence[Simulator], seeds: Sequence[int], label: str, batch_size: int, refresh: int
-    ) -> None:
-        super().__init__(simulators, seeds, label, batch_size)
-        self._refresh = refresh
-
-    def block(self, steps: int, network: StackedMLP) -> list[OnlineBatch]:
-        n = min(steps, self._refresh) * self._batch_size
-        contexts, inputs = self._fresh(n)
-        actions, proposal = propose(network, inputs, uniforms(self._uniforms, 1, n)[0])
-        reward = torch.from_numpy(
-            np.stack(
-                [
-                    simulator.play(part, chosen, output_rng, reward_rng).reward
-                    for simulator, part, chosen, output_rng, reward_rng in zip(
-                        self._simulators, contexts, actions.numpy(), self._outputs, self._rewards, strict=True
-                    )
-                ]
+            asked = self.steps * self.batch_size
+            feed = PreparedFeed(
+                stack,
+                worlds.seeds,
+                generators,
+                label,
+                batch_size=self.batch_size,
+                refresh=self.refresh,
+                share=1.0 if self.max_sentences is None else min(1.0, self.max_sentences / asked),
             )
-        )
-        split = [torch.split(column, self._batch_size, dim=1) for column in (inputs, actions, reward, proposal)]
-        return [_PlayedRounds(*batch) for batch in zip(*split, strict=True)]
+        return self._on_logs(worlds, feed, loss, label, callbacks)
 
 
 @dataclass(frozen=True)
@@ -776,73 +540,15 @@ class OnlinePG(PolicyGradient):
         linear = all(simulator.exact and simulator.rewards.kind == "continuous" for simulator in simulators)
         feed: Feed[OnlineBatch]
         if linear:
-            feed = _LinearFeed(simulators, chosen, label, self.batch_size)
+            feed = LinearFeed(simulators, chosen, label, self.batch_size)
         else:
-            feed = _PlayedFeed(simulators, chosen, label, self.batch_size, self.refresh)
+            feed = PlayedFeed(simulators, chosen, label, self.batch_size, self.refresh)
 
         def loss(policy: ActionDistribution, batch: OnlineBatch) -> Tensor:
             return gradients.online(policy, *batch.play(policy))
 
         catalogues = [simulator.prompts.fingerprint for simulator in simulators]
         d_x, d_q, n_prompts = shapes[0]
-        return self._optimise(d_x + d_q, catalogues, n_prompts, feed, loss, chosen, label, callback)
-
-
-def record_rounds(simulator: Simulator, policy: Policy, n: int, seed: int = 0) -> LoggedDataset:
-    """Record `n` rounds of `policy` straight from a simulator, without an environment or a file around it."""
-    contexts = simulator.contexts.sample(n, stream(seed, "record", "contexts"))
-    actions, propensities = sample_actions(policy, contexts, stream(seed, "record", "actions"))
-    rounds = simulator.play(contexts, actions, stream(seed, "record", "outputs"), stream(seed, "record", "rewards"))
-    return LoggedDataset(
-        context=contexts.context,
-        query=contexts.query,
-        action=actions,
-        propensity=propensities,
-        reward=rounds.reward,
-        output=rounds.outputs.embedding,
-        prompts=simulator.prompts,
-        sentence=rounds.outputs.text,
-        user_id=contexts.user_id,
-        item_id=contexts.item_id,
-        query_text=contexts.query_text,
-    )
-
-
-def logging_policies(
-    simulators: Sequence[Simulator],
-    *,
-    n: int = 10_000,
-    beta: float = 1.0,
-    regression: PromptRewardRegression | None = None,
-    seeds: Sequence[int] | None = None,
-) -> list[SoftmaxPolicy]:
-    """Make the published kind of logging policy for each simulator.
-
-    Softmax with β = `beta` over a prompt-reward regression fitted on `n` rounds of uniform prompts.
-
-    Args:
-        simulators: the worlds.
-        n: uniform rounds.
-        beta: inverse temperature.
-        regression: settings of the regression.
-        seeds: one a simulator.
-    """
-    chosen = check_seeds(simulators, seeds)
-    logs = [
-        record_rounds(simulator, UniformPolicy(simulator.n_prompts), n, seed)
-        for simulator, seed in zip(simulators, chosen, strict=True)
-    ]
-    models = (PromptRewardRegression() if regression is None else regression).fit_many(logs, seeds=chosen)
-    return [SoftmaxPolicy(model, model.n_prompts, beta, model.catalogue) for model in models]
-
-
-def logging_policy(
-    simulator: Simulator,
-    *,
-    n: int = 10_000,
-    beta: float = 1.0,
-    regression: PromptRewardRegression | None = None,
-    seed: int = 0,
-) -> SoftmaxPolicy:
-    """Make the published kind of logging policy; see :func:`logging_policies`."""
-    return logging_policies([simulator], n=n, beta=beta, regression=regression, seeds=[seed])[0]
+        return self._optimise(
+            d_x + d_q, catalogues, n_prompts, feed, loss, chosen, label, () if callback is None else (callback,)
+        )

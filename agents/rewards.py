@@ -138,20 +138,17 @@ class _Rounds:
 
     def __init__(
         self,
+        stack: StackedLogs,
         inputs: Tensor,
-        target: Tensor,
         parts: Sequence[Tensor],
         rngs: Sequence[np.random.Generator],
         batch_size: int,
     ) -> None:
-        self._inputs, self._target, self._parts = inputs, target, parts
-        self._rngs, self._batch_size = rngs, batch_size
+        self._stack, self._inputs, self._parts, self._rngs, self._batch_size = stack, inputs, parts, rngs, batch_size
 
     def block(self, steps: int, network: StackedMLP) -> list[RegressionBatch]:
-        shape = (min(steps, BLOCK), self._batch_size)
-        worlds = zip(self._parts, self._rngs, strict=True)
-        rows = torch.stack([part[torch.from_numpy(rng.integers(len(part), size=shape))] for part, rng in worlds], dim=1)
-        inputs, target = self._inputs[rows], self._target[rows][..., None]
+        rows = self._stack.rows(self._rngs, min(steps, BLOCK), self._batch_size, self._parts)
+        inputs, target = self._inputs[rows], self._stack.reward[rows][..., None]
         return [RegressionBatch(x, y) for x, y in zip(inputs, target, strict=True)]
 
 
@@ -191,20 +188,17 @@ class _Regression:
         self, stack: StackedLogs, inputs: Tensor, seeds: Sequence[int], label: str
     ) -> list[tuple[MLP, dict[str, float]]]:
         """Fit one network a world on `inputs` (Σn, d + 1)."""
-        parts, held_out = [], []
-        for rng, size, offset in zip(world_streams(seeds, label, "split"), stack.sizes, stack.offsets, strict=True):
-            n_train = round(self.train_fraction * size)
-            if n_train < 2:
+        for size in stack.sizes:
+            if round(self.train_fraction * size) < 2:
                 raise DataError(
-                    f"{label}: expected at least 2 rounds to train on, got {n_train} of {size}; record more rounds"
+                    f"{label}: expected at least 2 rounds to train on, got {round(self.train_fraction * size)} of "
+                    f"{size}; record more rounds"
                 )
-            order = torch.from_numpy(rng.permutation(size)) + offset
-            parts.append(order[:n_train])
-            held_out.append(order[n_train:])
+        parts, held_out = stack.split(world_streams(seeds, label, "split"), self.train_fraction)
         network = StackedMLP.initialise(
             (inputs.shape[1] - 1, *self.hidden, 1), world_streams(seeds, label, "initial weights")
         )
-        feed = _Rounds(inputs, stack.reward, parts, world_streams(seeds, label, "batches"), self.batch_size)
+        feed = _Rounds(stack, inputs, parts, world_streams(seeds, label, "batches"), self.batch_size)
         train(network, feed, squared_error_gradient, self._schedule(), label=label)
         fitted = []
         for mlp, part, rest in zip(network.unstack(), parts, held_out, strict=True):

@@ -25,7 +25,7 @@ from agents.networks import StackedMLP, homogeneous
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
 from offprompts_env.rng import stream
-from offprompts_env.types import Array, LoggedDataset
+from offprompts_env.types import Array, IntArray, LoggedDataset
 
 # Steps for which batches are gathered and random numbers are drawn at once, to spread the cost of each call.
 BLOCK = 250
@@ -255,9 +255,33 @@ class StackedLogs:
         """``A``."""
         return self.logs[0].n_prompts
 
-    def rows(self, rngs: Sequence[np.random.Generator], steps: int, batch_size: int) -> Tensor:
-        """Draw rounds with replacement: rows of the stacked columns, (T, W, B)."""
-        drawn = [rng.integers(size, size=(steps, batch_size)) for rng, size in zip(rngs, self.sizes, strict=True)]
+    def split(self, rngs: Sequence[np.random.Generator], fraction: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the rows of each log to train on, a random `fraction`, and the held-out others."""
+        kept, held_out = [], []
+        for rng, size, offset in zip(rngs, self.sizes, self.offsets, strict=True):
+            rows = torch.from_numpy(rng.permutation(size)) + offset
+            cut = max(1, round(fraction * size))
+            kept.append(rows[:cut])
+            held_out.append(rows[cut:])
+        return kept, held_out
+
+    def local(self, rows: Sequence[Tensor]) -> list[IntArray]:
+        """Return stacked `rows` of each log as rows of that log."""
+        return [(own - offset).numpy() for own, offset in zip(rows, self.offsets, strict=True)]
+
+    def rows(
+        self,
+        rngs: Sequence[np.random.Generator],
+        steps: int,
+        batch_size: int,
+        parts: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Draw rounds with replacement: rows of the stacked columns, (T, W, B); of `parts` only where given."""
+        shape = (steps, batch_size)
+        if parts is not None:
+            worlds = zip(parts, rngs, strict=True)
+            return torch.stack([part[torch.from_numpy(rng.integers(len(part), size=shape))] for part, rng in worlds], 1)
+        drawn = [rng.integers(size, size=shape) for rng, size in zip(rngs, self.sizes, strict=True)]
         return torch.from_numpy(np.stack(drawn, axis=1)) + self.offsets[:, None]
 
     def prompt_rows(self, actions: Tensor) -> Tensor:
