@@ -73,8 +73,9 @@ class CausalLM:
     Continuation i uses row i of ``rng.random((n, max_new_tokens))``, one uniform a token, by inverse CDF. So it is a
     function of prompt i and row i: other prompts, their order and `batch_size` do not matter, but for one caveat. A
     matrix product rounds differently in batches of another shape, by about 1e-7 relative in float32; a uniform that
-    close to the edge of a token then picks its neighbour, about once in 10⁵ tokens. The same call on the same machine
-    with the same number of threads is bit-identical: batches are formed from lengths and texts alone.
+    close to the edge of a token then picks its neighbour. (None did in 400,000 tokens of the embedded model,
+    shuffled and in batches of 7, 37 and 128; in half precision it is common.) The same call on the same machine with
+    the same number of threads is bit-identical: batches are formed from lengths and texts alone.
 
     Args:
         model: a causal LM of ``transformers``; it is frozen in place.
