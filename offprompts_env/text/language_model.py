@@ -172,6 +172,9 @@ class CausalLM:
             NumericalError: the model gives NaN.
         """
         prompts = list(prompts)
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise DataError(f"prompt: expected non-blank text, got {prompt!r} at position {index}; fill it")
         uniforms = torch.from_numpy(row_uniforms(rng, len(prompts), self.decoding.max_new_tokens))
         if not prompts:
             return []
@@ -193,9 +196,6 @@ class CausalLM:
         return sentences
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise DataError(f"prompt: expected non-blank text, got {prompt!r} (distinct prompt {index}); fill it")
         if self.chat_template:
             turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
             prompts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
