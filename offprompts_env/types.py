@@ -214,7 +214,7 @@ class Estimate:
 
     value: float
     standard_error: float
-    terms: FloatArray
+    terms: FloatArray = field(repr=False)
     effective_sample_size: float
     confidence: float = 0.95
     interval: tuple[float, float] = (float("nan"), float("nan"))
