@@ -287,7 +287,10 @@ class _Offline(PolicyGradient):
         seeds: Sequence[int] | None = None,
         callback: Callback | None = None,
     ) -> list[NeuralPolicy]:
-        """Learn a policy from each log as one batched problem; the same policies as :meth:`fit` gives one by one."""
+        """Learn a policy from each log as one batched problem; the same policies as :meth:`fit` gives one by one.
+
+        See :mod:`agents.training` for how same they are.
+        """
         stack = StackedLogs(logs)
         worlds = Worlds(
             stack,

@@ -2,7 +2,8 @@
 
 A learner gives three things: a stack of networks, a feed of batches, and a pure surrogate whose derivative drives the
 network's outputs. Stacking is a property of this loop. Each world draws its initial weights, batches and actions from
-its own named streams, so a world learns the same, bit for bit, alone or in a stack.
+its own named streams, so a world learns the same alone or in a stack: bit for bit where the batch size is a multiple of
+16, otherwise up to the rounding of products that are aligned differently in memory.
 
 Symbols: ``W`` worlds, ``B`` rounds of a batch, ``T`` steps of a block.
 """

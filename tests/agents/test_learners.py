@@ -48,10 +48,10 @@ def identical(left, right) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
 
-def worlds(n: int) -> tuple[list[Simulator], list[LoggedDataset]]:
-    simulators = [SyntheticConfig.preset("paper_code", n_prompts=20, seed=seed).build() for seed in range(n)]
+def worlds(n: int, n_prompts: int = 20) -> tuple[list[Simulator], list[LoggedDataset]]:
+    simulators = [SyntheticConfig.preset("paper_code", n_prompts=n_prompts, seed=seed).build() for seed in range(n)]
     logs = [
-        agents.record_rounds(simulator, agents.UniformPolicy(20), 90 + 13 * seed, seed)
+        agents.record_rounds(simulator, agents.UniformPolicy(n_prompts), 90 + 13 * seed, seed)
         for seed, simulator in enumerate(simulators)
     ]
     return simulators, logs
@@ -59,10 +59,11 @@ def worlds(n: int) -> tuple[list[Simulator], list[LoggedDataset]]:
 
 @pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
 @pytest.mark.parametrize("learner", QUICK, ids=lambda learner: type(learner).__name__)
-def test_a_world_learns_the_same_alone_and_in_a_stack(learner):
-    simulators, logs = worlds(3)
+@pytest.mark.parametrize("n_prompts", [7, 20, 300])
+def test_a_world_learns_the_same_alone_and_in_a_stack(learner, n_prompts):
+    simulators, logs = worlds(3, n_prompts)
     generators = [simulator.outputs for simulator in simulators]
-    logging = [agents.UniformPolicy(20)] * 3
+    logging = [agents.UniformPolicy(n_prompts)] * 3
     together = learner.fit_many(logs, generators=generators, logging_policies=logging, seeds=[7, 8, 9])
     for world, seed in enumerate([7, 8, 9]):
         alone = learner.fit(logs[world], generator=generators[world], logging_policy=logging[world], seed=seed)
