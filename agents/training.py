@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 from agents.networks import StackedMLP, homogeneous
@@ -122,9 +123,7 @@ def train(
     Raises:
         NumericalError: a loss became NaN or infinite.
     """
-    parameters = network.parameters.requires_grad_()
-    parameters.grad = network.gradient
-    adam = torch.optim.Adam([parameters], lr=schedule.learning_rate, fused=True)
+    optimiser = Adam(network.parameters, network.gradient, schedule.learning_rate)
     curve: list[Tensor] = []
     done, stop = 0, False
     progress = tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False)
@@ -135,7 +134,7 @@ def train(
             for batch in batches:
                 losses, slope = gradient(network.forward(batch.inputs), batch)
                 network.backward(slope)
-                adam.step()
+                optimiser.step()
                 total += losses
                 done += 1
                 if on_step is not None and on_step(done):
@@ -144,8 +143,45 @@ def train(
             bar.update(len(batches))
             curve.append(total / len(batches))
             _check_losses(curve[-1], label, done)
-    network.parameters.requires_grad_(False)
     return torch.stack(curve)
+
+
+class Adam:
+    """Adam (Kingma and Ba, 2015) on one flat tensor, in place.
+
+    PyTorch's fused kernel with its default settings, without the optimiser class around it: at this size the
+    bookkeeping
+    takes as long as the step.
+
+    Args:
+        parameters: what is moved.
+        gradient: read at each step.
+        learning_rate: step size.
+    """
+
+    def __init__(self, parameters: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        self._parameters, self._gradient, self._learning_rate = [parameters], [gradient], learning_rate
+        self._mean, self._square = [torch.zeros_like(parameters)], [torch.zeros_like(parameters)]
+        self._steps = [torch.zeros(())]
+
+    def step(self) -> None:
+        """Move the parameters against the gradient."""
+        adam(
+            self._parameters,
+            self._gradient,
+            self._mean,
+            self._square,
+            [],
+            self._steps,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 @contextmanager
