@@ -8,8 +8,8 @@ Data-generating process of Kiyohara, Cao, Saito and Joachims (RecSys 2025, arXiv
     E[r]   = (x C + q Q) · o / ((d_x + d_q) · k · 5)    C, Q standard normal; k output dimensions are read
 
 `f` is a mapping of :data:`MAPPINGS`. The gain g is 1. The research code released with the paper differs in two ways,
-which the preset ``paper_code`` repeats: g = 2 (it adds a draw around the output to the output), and C = M, Q = N (it reseeds
-one global generator before each part).
+which the preset ``paper_code`` repeats: g = 2 (it adds a draw around the output to the output), and C = M, Q = N (it
+reseeds one global generator before each part).
 """
 
 from __future__ import annotations

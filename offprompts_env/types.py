@@ -86,8 +86,9 @@ class Contexts:
 
     def take(self, index: Any) -> Contexts:
         """Return the rows `index` (anything that indexes the first axis and keeps it)."""
-        columns: list[Any] = [getattr(self, f.name) for f in fields(self)]
-        return Contexts(*[None if column is None else column[index] for column in columns])
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in columns.items()}
+        return Contexts(**taken)
 
     def repeat(self, times: int) -> Contexts:
         """Return every row `times` times in a row."""
