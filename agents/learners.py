@@ -445,6 +445,10 @@ class DSO(_Offline):
     batch_size`` a block gets its share of sentences and its batches are drawn from them with replacement: its first
     step is unbiased, later ones follow the block's empirical objective and so fit its sampling error a little.
 
+    What a budget costs, on ``paper_code`` with 8,000 rounds (optimality, mean of four worlds, standard error about 0.05):
+    640,000 fresh sentences 0.47; as many with ``refresh=100`` 0.46; 20,000 with ``steps=2500, batch_size=128,
+    learning_rate=1e-3, refresh=50`` 0.35; 20,000 with ``refresh=100`` and the other defaults 0.23.
+
     Attributes:
         tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given.
         kernel: similarity of sentences; None is ``GaussianKernel(tau)``.

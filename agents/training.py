@@ -150,8 +150,7 @@ class Adam:
     """Adam (Kingma and Ba, 2015) on one flat tensor, in place.
 
     PyTorch's fused kernel with its default settings, without the optimiser class around it: at this size the
-    bookkeeping
-    takes as long as the step.
+    bookkeeping takes as long as the step.
 
     Args:
         parameters: what is moved.
