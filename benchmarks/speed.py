@@ -100,7 +100,7 @@ class _Trivial(gym.Env[Any, Any]):
 
 def single_environment() -> Figure:
     """Steps a second of one synthetic environment, reset included."""
-    gym.register("SpeedTrivial-v0", entry_point=lambda: _Trivial())
+    gym.register("SpeedTrivial-v0", entry_point=lambda **_: _Trivial())
 
     def rate(env_id: str) -> float:
         env = gym.make(env_id)
