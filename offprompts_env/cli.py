@@ -60,7 +60,7 @@ Command = Annotated[BuildAssets, tyro.conf.subcommand("build-assets")] | Annotat
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: those of the process); return the exit status."""
-    command: BuildAssets | Card = tyro.cli(Command, prog="offprompts", args=arguments)  # type: ignore[arg-type]
+    command: BuildAssets | Card = tyro.cli(Command, prog="offprompts", args=arguments)
     try:
         command.run()
     except OffPromptsError as error:

@@ -18,7 +18,7 @@ Movie = tuple[int, str, tuple[str, ...]]
 
 
 def made_up(n_users: int = 40, n_movies: int = 30, seed: int = 0) -> tuple[list[Rating], list[Movie]]:
-    """Return (user, movie, rating) rows and (movie, title, genres) rows; every user likes some genres and not others."""
+    """Return (user, movie, rating) rows and (movie, title, genres) rows; each user likes some genres only."""
     rng = np.random.default_rng(seed)
     movies: list[Movie] = []
     for number in range(1, n_movies + 1):

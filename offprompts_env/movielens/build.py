@@ -20,15 +20,13 @@ and so is the bundle: a build that fails leaves the bundle that was there.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +48,7 @@ from offprompts_env.movielens.pipeline.language import (
     save_language_model,
     train_language_model,
 )
+from offprompts_env.movielens.pipeline.stages import Stages, digest, locked, one_thread
 from offprompts_env.movielens.raw import read_movielens
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
 from offprompts_env.rng import integer_seed, stream
@@ -65,7 +64,6 @@ FOREIGN_TEMPLATE_WITH_KEYWORD = (
 )
 NO_PROMPT_SAMPLES = 4  # reference sentences of each movie that the bundle ships
 NAME = "movielens"
-_LOCK_NAME = ".building"
 _CHUNK = 64  # movies described between two signs of progress
 
 
@@ -74,9 +72,9 @@ class BuildConfig:
     """Settings of a build.
 
     ``lm``, ``encoder``: directory or hub id of an existing causal LM and of an existing encoder for the simulator;
-    None trains small ones. ``template``, ``template_with_keyword``: what the LM is asked; None means the small model's own
-    or, for an existing LM, a sentence in English. ``sentences_per_movie`` are sampled for training the simulator.
-    ``dim_sentence``, ``dim_query``, ``dim_prompt``: principal components kept. ``splits``: held-out splits.
+    None trains small ones. ``template``, ``template_with_keyword``: what the LM is asked; None means the small
+    model's own or, for an existing LM, a sentence in English. ``sentences_per_movie`` are sampled for training the
+    simulator. ``dim_sentence``, ``dim_query``, ``dim_prompt``: principal components kept. ``splits``: held-out splits.
     ``device``: where existing models compute; small ones train on the CPU, in one thread.
     """
 
@@ -140,7 +138,7 @@ def build_assets(
         )
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), _one_thread():
+    with locked(folder), one_thread():
         return _Build(Path(raw), config, folder, not sys.stderr.isatty() if quiet is None else quiet).bundle(out)
 
 
@@ -148,28 +146,25 @@ class _Build:
     """One build: each method is a stage, computed once and kept in the work folder."""
 
     def __init__(self, raw: Path, config: BuildConfig, work: Path, quiet: bool) -> None:
-        self.config, self.work, self.quiet = config, work, quiet
-        self._keys: dict[str, str] = {}
-        self._say("filter")
+        self.config, self.stages = config, Stages(work, quiet)
+        self.stages.say("filter")
         self.benchmark: Benchmark = prepare(read_movielens(raw), config.filter, stream(config.seed, "filter"))
-        self._keys["filter"] = _digest(self.benchmark)
+        self.stages.keys["filter"] = digest(self.benchmark)
         self.formatter = config.formatter()
 
     def language_model(self) -> Path | str:
         """Train the small language model, or name the existing one."""
         config = self.config
         if config.lm is not None:
-            self._keys["language-model"] = _digest((config.lm, config.decoding, self.formatter))
+            self.stages.keys["language-model"] = digest((config.lm, config.decoding, self.formatter))
             return config.lm
 
         def make(folder: Path) -> None:
-            with self._progress("language model", config.language_model.steps) as step:
-                model, tokenizer = train_language_model(
-                    self.benchmark.movies, config.language_model, config.seed, lambda _, loss: step(f"loss {loss:.3f}")
-                )
+            with self.stages.progress("language model", config.language_model.steps) as step:
+                model, tokenizer = train_language_model(self.benchmark.movies, config.language_model, config.seed, step)
             save_language_model(model, tokenizer, folder)
 
-        return self._stage("language-model", ("filter",), (config.language_model, config.seed), make)
+        return self.stages.folder("language-model", ("filter",), (config.language_model, config.seed), make)
 
     def lm(self) -> CausalLM:
         """Load the language model with the configured decoding."""
@@ -185,8 +180,9 @@ class _Build:
             told: list[list[str]] = []
             movies = self.benchmark.movies
             rng = stream(config.seed, "sentences")
-            with self._progress("sentences", len(movies)) as step:
-                for start in range(0, len(movies), _CHUNK):
+            starts = range(0, len(movies), _CHUNK)
+            with self.stages.progress("sentences", len(starts)) as step:
+                for start in starts:
                     chunk = movies[start : start + _CHUNK]
                     asked = [self.formatter.ask(m.title) for m in chunk for _ in range(config.sentences_per_movie)]
                     texts = lm.generate(asked, rng)
@@ -194,11 +190,11 @@ class _Build:
                         texts[i : i + config.sentences_per_movie]
                         for i in range(0, len(texts), config.sentences_per_movie)
                     ]
-                    step("", len(chunk))
+                    step(None)
             (folder / "sentences.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
 
         settings = (config.sentences_per_movie, config.decoding, self.formatter, config.seed)
-        path = self._stage("sentences", ("language-model", "filter"), settings, make)
+        path = self.stages.folder("sentences", ("language-model", "filter"), settings, make)
         told: list[list[str]] = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
         return told
 
@@ -207,7 +203,7 @@ class _Build:
         config = self.config
         d_x = len(TASTE_NAMES)
         if config.encoder is not None:
-            self._keys["encoder"] = _digest(config.encoder)
+            self.stages.keys["encoder"] = digest(config.encoder)
             encoder = TextEncoder.from_pretrained(
                 config.encoder, pooling=config.simulator.pooling, device=config.device, dtype="float32"
             )
@@ -216,18 +212,18 @@ class _Build:
             return LikeSimulator(model, encoder.tokenizer, head).to(model.device)
 
         def make(folder: Path) -> None:
-            with self._progress("encoder", config.simulator.pretraining_steps) as step:
+            with self.stages.progress("encoder", config.simulator.pretraining_steps) as step:
                 simulator = reward.make_small_simulator(config.simulator, d_x, integer_seed(config.seed, "encoder"))
                 reward.pretrain_encoder(
                     simulator,
                     self.benchmark.movies,
                     config.simulator.pretraining_steps,
                     integer_seed(config.seed, "encoder"),
-                    lambda loss: step(f"loss {loss:.3f}"),
+                    step,
                 )
             simulator.save(folder)
 
-        path = self._stage("encoder", ("filter",), (config.simulator, config.seed), make)
+        path = self.stages.folder("encoder", ("filter",), (config.simulator, config.seed), make)
         return LikeSimulator.load(path)
 
     def held_out(self) -> list[dict[str, Any]]:
@@ -244,11 +240,17 @@ class _Build:
                 row: dict[str, Any] = {"split": number}
                 for name, with_users in (("user", True), ("no_user", False)):
                     simulator = self.pretrained()
-                    with self._progress(f"split {number} {name}", config.simulator.epochs) as step:
+                    with self.stages.progress(f"split {number} {name}", config.simulator.epochs) as step:
                         row[f"epochs_{name}"] = reward.train_simulator(
-                            simulator, self.benchmark, sentences, split, config.simulator, seed,
-                            with_users=with_users, progress=lambda _, loss, step=step: step(f"loss {loss:.4f}"),
-                        )  # fmt: skip
+                            simulator,
+                            self.benchmark,
+                            sentences,
+                            split,
+                            config.simulator,
+                            seed,
+                            with_users=with_users,
+                            progress=step,
+                        )
                     for count, suffix in ((1, ""), (8, "_mean_of_8")):
                         figures = reward.held_out(
                             simulator, self.benchmark, sentences, split, split.test,
@@ -258,7 +260,9 @@ class _Build:
                 rows.append(row)
             (folder / "held_out.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
-        path = self._stage("held-out", ("sentences", "encoder"), (config.simulator, config.splits, config.seed), make)
+        path = self.stages.folder(
+            "held-out", ("sentences", "encoder"), (config.simulator, config.splits, config.seed), make
+        )
         rows: list[dict[str, Any]] = json.loads((path / "held_out.json").read_text(encoding="utf-8"))
         return rows
 
@@ -272,10 +276,10 @@ class _Build:
             simulator = self.pretrained()
             seed = integer_seed(config.seed, "simulator")
             split = reward.split_reactions(len(self.benchmark.reactions), config.simulator, 0.0, seed)
-            with self._progress("simulator", config.simulator.epochs) as step:
+            with self.stages.progress("simulator", config.simulator.epochs) as step:
                 reward.train_simulator(
                     simulator, self.benchmark, sentences, split, config.simulator, seed,
-                    progress=lambda _, loss: step(f"loss {loss:.4f}"),
+                    progress=step,
                 )  # fmt: skip
             simulator.save(folder / "simulator")
             simulator = LikeSimulator.load(folder / "simulator")
@@ -292,7 +296,7 @@ class _Build:
                 config.seed,
             ).save(folder / "collaborative.safetensors")
 
-        return self._stage(
+        return self.stages.folder(
             "simulator", ("sentences", "encoder"), (config.simulator, config.collaborative, config.seed), make
         )
 
@@ -339,7 +343,7 @@ class _Build:
 
         dims = (config.dim_sentence, config.dim_query, config.dim_prompt)
         settings = (dims, query_format, prompt_format, self.formatter, config.seed)
-        return self._stage("encoders", ("simulator", "sentences"), settings, make)
+        return self.stages.folder("encoders", ("simulator", "sentences"), settings, make)
 
     def figures(self) -> dict[str, Any]:
         """Measure what sentences say (small language model only), and what prompts are worth."""
@@ -353,7 +357,11 @@ class _Build:
             if config.lm is None:
                 found["language"] = asdict(
                     evaluation.measure_language(
-                        lm, self.formatter, self.benchmark.movies, stream(config.seed, "language")
+                        lm,
+                        self.formatter,
+                        self.benchmark.movies,
+                        stream(config.seed, "language"),
+                        n_keywords=config.figure_keywords,
                     )
                 )
             prompts = evaluation.measure_prompts(
@@ -373,9 +381,10 @@ class _Build:
             (folder / "figures.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
         settings = (
-            config.figure_users, config.figure_movies, config.figure_prompts, config.figure_sentences, config.seed
-        )  # fmt: skip
-        path = self._stage("figures", ("simulator", "sentences"), settings, make)
+            (config.figure_users, config.figure_movies, config.figure_prompts),
+            (config.figure_sentences, config.figure_keywords, config.seed),
+        )
+        path = self.stages.folder("figures", ("simulator", "sentences"), settings, make)
         found: dict[str, Any] = json.loads((path / "figures.json").read_text(encoding="utf-8"))
         return found
 
@@ -385,7 +394,7 @@ class _Build:
         self.sentences()
         simulator, encoders = self.simulator(), self.encoders()
         figures, held_out = self.figures(), self.held_out()
-        self._say("bundle")
+        self.stages.say("bundle")
         made = out.with_name(f".{out.name}.{os.getpid()}.new")
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
         made.mkdir(parents=True)
@@ -397,7 +406,7 @@ class _Build:
         finally:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
-        self._say(f"{out} is ready ({time.perf_counter() - start:.0f} s)")
+        self.stages.say(f"{out} is ready ({time.perf_counter() - start:.0f} s)")
         return out
 
     def _write_bundle(
@@ -461,37 +470,6 @@ class _Build:
             ),
         )
 
-    def _stage(self, name: str, needs: Sequence[str], settings: object, make: Callable[[Path], None]) -> Path:
-        """Return the folder of the finished stage `name`, made by `make` unless it is there already."""
-        key = self._keys[name] = _digest((name, [self._keys[need] for need in needs], settings))
-        folder = self.work / f"{name}-{key[:16]}"
-        if folder.is_dir():
-            return folder
-        self._say(name)
-        unfinished = self.work / f".{name}-{key[:16]}.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        make(unfinished)
-        unfinished.replace(folder)
-        return folder
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(f"build-assets: {text}", file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def _progress(self, what: str, total: int) -> Iterator[Callable[..., None]]:
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=what, disable=self.quiet, mininterval=1.0) as bar:
-
-            def step(note: str = "", n: int = 1) -> None:
-                if note:
-                    bar.set_postfix_str(note, refresh=False)
-                bar.update(n)
-
-            yield step
-
 
 def shipped_user_vectors(benchmark: Benchmark) -> np.ndarray:
     """Return the user vectors of the bundle, fitted on all ratings: (n_users, d_x)."""
@@ -512,9 +490,8 @@ def catalogue(seed: int) -> list[Keyword]:
     groups = sorted(left)
     ordered: list[Keyword] = []
     while any(left.values()):
-        for index in rng.permutation(len(groups)):
-            if left[groups[index]]:
-                ordered.append(left[groups[index]].pop())
+        turn = [groups[index] for index in rng.permutation(len(groups))]
+        ordered.extend(left[group].pop() for group in turn if left[group])
     return ordered
 
 
@@ -523,56 +500,6 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]])
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _digest(value: object) -> str:
-    """Return a SHA-256 of nested records, arrays and plain values."""
-    digest = hashlib.sha256()
-
-    def add(part: object) -> None:
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
-        elif hasattr(part, "__dataclass_fields__"):
-            digest.update(type(part).__name__.encode())
-            for name in sorted(part.__dataclass_fields__):
-                digest.update(name.encode())
-                add(getattr(part, name))
-        elif isinstance(part, list | tuple):
-            digest.update(f"[{len(part)}".encode())
-            for inner in part:
-                add(inner)
-        else:
-            digest.update(f"{type(part).__name__}:{part!r}".encode())
-
-    add(value)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the work folder for one build; the lock goes with the process, also when it is killed."""
-    import fcntl
-
-    with (folder / _LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageError(f"another build is using {folder}; wait for it, or pass another work folder") from error
-        yield
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread, so that sums are in one order and a seed gives the same bundle wherever it runs."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def small(config: BuildConfig) -> BuildConfig:

@@ -34,9 +34,9 @@ class CollaborativeConfig:
 class CollaborativeModel:
     """Parameters of the model (see the module).
 
-    ``item_ids`` (n_items,) sorted; ``item_means`` (n_items,); ``user_factors`` (d_x, k) and ``sentence_factors`` (d_b, k)
-    act on raw inputs after subtracting ``user_centre`` (d_x,) and ``sentence_centre`` (d_b,); ``sentence_weights``
-    (d_b,); ``offset`` (1,).
+    ``item_ids`` (n_items,) sorted; ``item_means`` (n_items,); ``user_factors`` (d_x, k) and ``sentence_factors``
+    (d_b, k) act on raw inputs after subtracting ``user_centre`` (d_x,) and ``sentence_centre`` (d_b,);
+    ``sentence_weights`` (d_b,); ``offset`` (1,).
     """
 
     item_ids: np.ndarray
@@ -134,7 +134,8 @@ def fit_collaborative(
         c = torch.zeros(1, requires_grad=True)
         optimizer = torch.optim.AdamW([means, u, v, w, c], lr=config.learning_rate, weight_decay=config.weight_decay)
         for _ in range(config.epochs):
-            for batch in torch.from_numpy(rng.permutation(len(y))).split(config.batch_size):
+            order = torch.from_numpy(rng.permutation(len(y)))
+            for batch in torch.split(order, config.batch_size):
                 sample = torch.from_numpy(rng.integers(states.shape[1], size=len(batch)))
                 sentence = b[index[batch], sample]
                 logits = c + means[index[batch]] + sentence @ w + ((x[batch] @ u) * (sentence @ v)).sum(dim=1)

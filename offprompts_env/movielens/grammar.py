@@ -1,7 +1,7 @@
 """The grammar of the small language model's sentences: facts about a movie (and a keyword) -> a sentence, and back.
 
-A sentence is a concatenation of *pieces*; each piece is one token of the small model, so that prompts and sentences stay
-short and a keyword is the same token wherever it stands::
+A sentence is a concatenation of *pieces*; each piece is one token of the small model, so that prompts and sentences
+stay short and a keyword is the same token wherever it stands::
 
     sentence  = opener [adjective] genres head [era] [theme] [tag] [hint] reception "."
     opener    = "A famous" | ...                       how widely the movie was seen (3 levels)

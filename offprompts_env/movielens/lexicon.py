@@ -10,7 +10,6 @@ belongs to exactly one group, so that "does this keyword suit this movie" has on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -54,16 +53,19 @@ ERAS: dict[str, tuple[int, int, str]] = {
 }
 
 _GENRE_ADJECTIVES: dict[str, str] = {
-    "Action": "explosive, hard-hitting, high-octane, adrenaline-fuelled, bruising, bullet-riddled, breakneck, muscular, "
+    "Action": "explosive, hard-hitting, high-octane, adrenaline-fuelled, bruising, bullet-riddled, breakneck, "
+    "muscular, "
     "rip-roaring, relentless, two-fisted, turbocharged, pulse-pounding, ferocious, bone-crunching, punchy, kinetic, "
     "guns-blazing, full-throttle, daredevil",
-    "Adventure": "swashbuckling, globe-trotting, intrepid, adventurous, far-flung, questing, seafaring, treasure-hunting, "
+    "Adventure": "swashbuckling, globe-trotting, intrepid, adventurous, far-flung, questing, seafaring, "
+    "treasure-hunting, "
     "daring, rollicking, perilous, exploratory, wide-ranging, valiant, plucky, wandering, untamed, trailblazing, "
     "jungle-trekking, fearless",
     "Animation": "hand-drawn, colourful, cartoonish, rubbery, inky, stop-motion, computer-drawn, vividly painted, "
     "bouncy, pastel, elastic, brightly coloured, squishy, richly illustrated, frame-by-frame, wide-eyed, plasticine, "
     "doodled, crayon-bright, pixel-perfect",
-    "Children": "child-friendly, wholesome, cuddly, innocent, kid-sized, cheerful, gentle, all-ages, sugary, good-hearted, "
+    "Children": "child-friendly, wholesome, cuddly, innocent, kid-sized, cheerful, gentle, all-ages, sugary, "
+    "good-hearted, "
     "bedtime, storybook, playful, sweet-natured, mischievous, sunny, cosy, nursery, schoolyard, giggly",
     "Comedy": "hilarious, funny, witty, goofy, zany, laugh-out-loud, slapstick, wisecracking, madcap, silly, absurd, "
     "deadpan, droll, rib-tickling, farcical, tongue-in-cheek, irreverent, screwball, side-splitting, wry",
@@ -75,20 +77,25 @@ _GENRE_ADJECTIVES: dict[str, str] = {
     "Drama": "moving, poignant, heartfelt, dramatic, emotional, tearful, bittersweet, sombre, serious, weighty, "
     "character-driven, soul-searching, intimate, melancholy, heart-rending, tender-hearted, unflinching, wrenching, "
     "stirring, introspective",
-    "Fantasy": "magical, enchanted, fantastical, mythical, otherworldly, fairy-tale, spellbinding, bewitched, wondrous, "
+    "Fantasy": "magical, enchanted, fantastical, mythical, otherworldly, fairy-tale, spellbinding, bewitched, "
+    "wondrous, "
     "legendary, dragon-filled, mystical, elfin, sorcerous, fabled, dreamlike, charmed, make-believe, shape-shifting, "
     "whimsical",
-    "Film-Noir": "smoky, shadowy, fatalistic, hard-boiled, rain-slicked, cynical, moonlit, venetian-blinded, world-weary, "
+    "Film-Noir": "smoky, shadowy, fatalistic, hard-boiled, rain-slicked, cynical, moonlit, venetian-blinded, "
+    "world-weary, "
     "doom-laden, trench-coated, dimly lit, jaded, backstreet, chain-smoking, double-crossing, low-lit, bourbon-soaked, "
     "nocturnal, treacherous",
-    "Horror": "eerie, terrifying, blood-soaked, ghoulish, nightmarish, spine-chilling, macabre, gruesome, creepy, haunted, "
+    "Horror": "eerie, terrifying, blood-soaked, ghoulish, nightmarish, spine-chilling, macabre, gruesome, creepy, "
+    "haunted, "
     "ghastly, monstrous, hair-raising, demonic, gory, sinister, unholy, skin-crawling, cursed, spooky",
     "Musical": "toe-tapping, tuneful, melodic, song-filled, all-singing, all-dancing, rhythmic, showstopping, lyrical, "
     "operatic, jazzy, melodious, high-kicking, brassy, harmonious, razzle-dazzle, syncopated, hummable, theatrical, "
     "sing-along",
     "Mystery": "puzzling, mysterious, enigmatic, cryptic, baffling, twisty, labyrinthine, riddling, secretive, "
-    "inscrutable, clue-laden, perplexing, veiled, unsolved, whodunit, shrouded, mystifying, sleuthing, tangled, elusive",
-    "Romance": "romantic, love-struck, swooning, tender, passionate, starry-eyed, amorous, lovelorn, flirtatious, dreamy, "
+    "inscrutable, clue-laden, perplexing, veiled, unsolved, whodunit, shrouded, mystifying, sleuthing, tangled, "
+    "elusive",
+    "Romance": "romantic, love-struck, swooning, tender, passionate, starry-eyed, amorous, lovelorn, flirtatious, "
+    "dreamy, "
     "heart-melting, courtly, besotted, rose-tinted, infatuated, devoted, smitten, kiss-filled, yearning, honeymoon",
     "Sci-Fi": "futuristic, interstellar, cybernetic, extraterrestrial, high-tech, dystopian, robotic, galactic, "
     "space-age, time-bending, speculative, cosmic, post-apocalyptic, holographic, intergalactic, android, "
@@ -99,20 +106,23 @@ _GENRE_ADJECTIVES: dict[str, str] = {
     "War": "war-torn, battle-scarred, embattled, shell-shocked, military, combat-heavy, besieged, bombed-out, "
     "mud-caked, wartime, soldierly, trench-bound, barbed-wire, front-line, heavily shelled, occupied, conscripted, "
     "regimental, blood-and-mud, warlike",
-    "Western": "gunslinging, dusty, frontier, spur-jangling, sun-baked, saddle-worn, six-shooting, wild-west, tumbleweed, "
+    "Western": "gunslinging, dusty, frontier, spur-jangling, sun-baked, saddle-worn, six-shooting, wild-west, "
+    "tumbleweed, "
     "horseback, leathery, prairie, cattle-driving, sagebrush, rawhide, whiskey-soaked, quick-drawing, desert-bound, "
     "pioneering, lawman-led",
 }
 
 _GENRE_NOUNS: dict[str, str] = {
-    "Action": "explosions, car chases, fistfights, shootouts, stunts, gunfire, kung fu, brawls, helicopters, machine guns, "
+    "Action": "explosions, car chases, fistfights, shootouts, stunts, gunfire, kung fu, brawls, helicopters, "
+    "machine guns, "
     "martial arts, narrow escapes, hand-to-hand combat, rooftop leaps, one-man armies, speeding trains, karate, "
     "rocket launchers, demolition, commandos, muscle cars, bodyguards, mercenaries, grenades, high falls, "
     "motorcycle chases, knife fights, last stands, punch-ups, collapsing bridges, hijackings, broken glass",
     "Adventure": "treasure maps, lost cities, jungle treks, quests, pirates, hidden temples, shipwrecks, expeditions, "
     "sea voyages, buried gold, desert islands, ancient relics, river rapids, mountain passes, hot-air balloons, "
     "castaways, rope bridges, explorers, caravans, uncharted lands, sword fights, secret passages, safaris, "
-    "sailing ships, booby traps, wild beasts, long journeys, deep caves, stowaways, daring rescues, compasses, volcanoes",
+    "sailing ships, booby traps, wild beasts, long journeys, deep caves, stowaways, daring rescues, compasses, "
+    "volcanoes",
     "Animation": "cartoon gags, talking animals, painted skies, clay figures, singing mice, moving drawings, "
     "animated critters, computer-made worlds, pencil lines, pixel fur, ink and paint, cel art, sketchbook worlds, "
     "googly eyes, cartoon physics, talking toys, dancing teapots, paper cut-outs, puppetry, squash and stretch, "
@@ -122,11 +132,13 @@ _GENRE_NOUNS: dict[str, str] = {
     "summer camps, school bullies, imaginary friends, treehouses, family pets, kid heroes, grandparents, sandcastles, "
     "ice cream, snow days, schoolchildren, lost dogs, nannies, sleepovers, bicycles, piglets, orphans, kindergartens, "
     "lullabies, circus animals, pocket money, schoolteachers, candy, hide and seek",
-    "Comedy": "jokes, pranks, one-liners, misunderstandings, gags, pratfalls, banter, punchlines, sarcasm, awkward dinners, "
+    "Comedy": "jokes, pranks, one-liners, misunderstandings, gags, pratfalls, banter, punchlines, sarcasm, awkward "
+    "dinners, "
     "buddy antics, mistaken identities, bad haircuts, office humour, parody, embarrassing parents, frat parties, "
     "silly costumes, clumsy heroes, double entendres, mockery, running jokes, comic timing, lovable losers, "
     "practical jokes, wild parties, funny accents, food fights, satire, bumbling cops, spoofs, stand-up routines",
-    "Crime": "heists, mobsters, bank robberies, gangsters, drug deals, hitmen, stolen diamonds, police raids, kingpins, "
+    "Crime": "heists, mobsters, bank robberies, gangsters, drug deals, hitmen, stolen diamonds, police raids, "
+    "kingpins, "
     "con artists, prison breaks, getaway cars, dirty money, informants, crooked cops, extortion, smugglers, "
     "crime families, undercover cops, stick-ups, card sharks, cartels, safecrackers, pickpockets, jailbirds, "
     "loan sharks, counterfeiters, turf wars, wiretaps, street gangs, burglars, ransom notes",
@@ -135,7 +147,8 @@ _GENRE_NOUNS: dict[str, str] = {
     "oral history, case studies, expert opinions, hand-held cameras, testimonies, voice-overs, scandals laid bare, "
     "social issues, real voices, fieldwork, reportage, factory farms, daily lives, court files, open questions, "
     "true accounts, behind-the-scenes truths, corporate greed",
-    "Drama": "family secrets, grief, broken homes, hard choices, redemption, regret, illness, addiction, poverty, divorce, "
+    "Drama": "family secrets, grief, broken homes, hard choices, redemption, regret, illness, addiction, poverty, "
+    "divorce, "
     "forgiveness, loss, guilt, sacrifice, troubled marriages, coming of age, loneliness, dignity, injustice, "
     "moral dilemmas, fathers and sons, mothers and daughters, courtroom speeches, working lives, second chances, "
     "inner turmoil, betrayal, ageing, quiet despair, hope, small-town lives, estranged siblings",
@@ -148,12 +161,15 @@ _GENRE_NOUNS: dict[str, str] = {
     "fedoras, doomed lovers, insurance fraud, fatal mistakes, hard-luck men, night trains, street lamps, "
     "piano bars, revolvers, wharf fog, lonely highways, jealous husbands, murky pasts, sultry singers, patsies, "
     "taxi rides, last cigarettes",
-    "Horror": "ghosts, zombies, vampires, haunted houses, monsters, werewolves, demons, graveyards, slashers, exorcisms, "
-    "severed limbs, chainsaws, possessed dolls, blood, screams, evil spirits, masked killers, jump scares, creaking doors, "
+    "Horror": "ghosts, zombies, vampires, haunted houses, monsters, werewolves, demons, graveyards, slashers, "
+    "exorcisms, "
+    "severed limbs, chainsaws, possessed dolls, blood, screams, evil spirits, masked killers, jump scares, creaking "
+    "doors, "
     "cannibals, crypts, body parts, fangs, rotting corpses, nightmares, creepy clowns, occult rituals, swarms, "
     "butcher knives, mad doctors, undead hordes, dark basements",
     "Musical": "show tunes, tap dancing, ballads, dance numbers, chorus lines, orchestras, broadway glitz, songs, "
-    "duets, stage lights, ballrooms, catchy tunes, rock anthems, piano melodies, music halls, choirs, spontaneous song, "
+    "duets, stage lights, ballrooms, catchy tunes, rock anthems, piano melodies, music halls, choirs, spontaneous "
+    "song, "
     "sequins, high notes, dancing feet, jazz hands, curtain calls, opera arias, big bands, choreography, encores, "
     "dress rehearsals, street dancing, serenades, waltzes, backstage rivalries, violins",
     "Mystery": "clues, detectives, hidden motives, missing persons, red herrings, riddles, secrets, locked rooms, "
@@ -163,17 +179,20 @@ _GENRE_NOUNS: dict[str, str] = {
     "vanished heiresses",
     "Romance": "first love, love letters, kisses, weddings, heartbreak, soulmates, blind dates, love triangles, "
     "candlelit dinners, summer flings, courtship, proposals, forbidden love, long embraces, roses, honeymoons, "
-    "secret crushes, reunions, true love, moonlit walks, unrequited love, stolen glances, holiday romances, old flames, "
+    "secret crushes, reunions, true love, moonlit walks, unrequited love, stolen glances, holiday romances, old "
+    "flames, "
     "engagement rings, valentines, slow dances, sweethearts, marriage plots, star-crossed lovers, charm, tenderness",
     "Sci-Fi": "spaceships, aliens, robots, time travel, androids, laser guns, clones, distant planets, black holes, "
-    "artificial minds, mutants, parallel universes, space stations, virtual reality, alien invasions, wormholes, cyborgs, "
+    "artificial minds, mutants, parallel universes, space stations, virtual reality, alien invasions, wormholes, "
+    "cyborgs, "
     "starfighters, rogue computers, genetic experiments, mad science, moon bases, hyperdrives, cryosleep, time loops, "
     "starships, asteroids, ray guns, nanobots, future cities, teleporters, supercomputers",
     "Thriller": "suspense, stalkers, hostages, conspiracies, double agents, cover-ups, kidnappers, serial killers, "
     "ticking bombs, spies, assassins, manhunts, sabotage, terrorists, mind games, hidden bombs, traitors, phone taps, "
     "wrongly accused men, secret agents, deadly bargains, snipers, hackers, close calls, blackmailers, state secrets, "
     "fugitives, tailing cars, poison, psychopaths, witness protection, deadlines",
-    "War": "soldiers, battlefields, trenches, tanks, air raids, generals, platoons, prisoners of war, bombers, snipers' nests, "
+    "War": "soldiers, battlefields, trenches, tanks, air raids, generals, platoons, prisoners of war, bombers, "
+    "snipers' nests, "
     "field hospitals, barracks, submarines, minefields, artillery, barbed wire, bunkers, medals, resistance fighters, "
     "boot camps, convoys, paratroopers, beach landings, draftees, fighter pilots, sieges, ceasefires, war wounds, "
     "camouflage, deserters, cavalry charges, warships",
@@ -198,8 +217,10 @@ _ERA_ADJECTIVES: dict[str, str] = {
 _TAGS = (
     "atmospheric, thought-provoking, surreal, quirky, visually appealing, mental illness, high school, religion, "
     "psychology, politics, shakespeare, journalism, holocaust, disturbing, christmas, anime, boxing, "
-    "adultery, adolescence, vietnam, philosophical, india, england, australia, world war ii, stylized, sexuality, revenge, "
-    "racism, hallucinatory, heartwarming, dark comedy, black comedy, social commentary, prostitution, disability, death, "
+    "adultery, adolescence, vietnam, philosophical, india, england, australia, world war ii, stylized, sexuality, "
+    "revenge, "
+    "racism, hallucinatory, heartwarming, dark comedy, black comedy, social commentary, prostitution, disability, "
+    "death, "
     "cult film, clever, cerebral, bible, assassination, twins, terrorism, television, pregnancy, gothic, gambling, "
     "dystopia, depressing, business, black and white, space opera, samurai, president, inspirational, intelligent, "
     "mafia, superhero, comic book, twist ending, court, remake, movie business, animal movie, men in drag, sports, "
@@ -207,11 +228,9 @@ _TAGS = (
     "suburbia, nonlinear, existentialism, memory, chess, video games, road trip"
 )
 
-_TAG_ADJECTIVES = frozenset(
+_TAG_ADJECTIVES = (
     "atmospheric, thought-provoking, surreal, quirky, visually appealing, disturbing, philosophical, stylized, "
-    "hallucinatory, heartwarming, clever, cerebral, gothic, depressing, inspirational, intelligent, nonlinear".split(
-        ", "
-    )
+    "hallucinatory, heartwarming, clever, cerebral, gothic, depressing, inspirational, intelligent, nonlinear"
 )
 
 
@@ -236,7 +255,6 @@ def lexicon() -> tuple[Keyword, ...]:
         words += [Keyword(text, "noun", genre) for text in _GENRE_NOUNS[genre].split(", ")]
     for era in ERAS:
         words += [Keyword(text, "adjective", era) for text in _ERA_ADJECTIVES[era].split(", ")]
-    words += [
-        Keyword(text, "adjective" if text in _TAG_ADJECTIVES else "noun", TAG_GROUP) for text in _TAGS.split(", ")
-    ]
+    adjectives = set(_TAG_ADJECTIVES.split(", "))
+    words += [Keyword(text, "adjective" if text in adjectives else "noun", TAG_GROUP) for text in _TAGS.split(", ")]
     return tuple(words)

@@ -29,7 +29,8 @@ from offprompts_env.errors import DataError
 Table = Literal["ratings", "items", "tags"]
 
 _EXPECTED = (
-    "expected a folder with MovieLens ratings and movies in one of these formats: CSV (latest, 20M, 25M), '::' (1M, 10M), "
+    "expected a folder with MovieLens ratings and movies in one of these formats: CSV (latest, 20M, 25M), '::' (1M, "
+    "10M), "
     "tab and '|' (100K), or RecBole atomic files (.inter, .item)"
 )
 _CSV_TABLES: dict[tuple[str, ...], Table] = {
@@ -69,8 +70,8 @@ class _Source:
 def read_movielens(folder: str | Path) -> RawMovieLens:
     """Read the MovieLens release in `folder`.
 
-    Ratings of 10M size take seconds and below 1 GiB. Raises `DataError` where the folder does not hold ratings and movies
-    in a known format, or where a table holds impossible values.
+    Ratings of 10M size take seconds and below 1 GiB. Raises `DataError` where the folder does not hold ratings and
+    movies in a known format, or where a table holds impossible values.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,7 +91,8 @@ def read_movielens(folder: str | Path) -> RawMovieLens:
     items = _read(sources["items"]).drop_duplicates("item").reset_index(drop=True)
     if not ratings["item"].isin(items["item"]).any():
         raise DataError(
-            f"expected the movies rated in {sources['ratings'].path} to be listed in {sources['items'].path}, found none "
+            f"expected the movies rated in {sources['ratings'].path} to be listed in {sources['items'].path}, found "
+            f"none "
             "of them there; are the two files of one release?"
         )
     tags = _read(sources["tags"]) if "tags" in sources else None
@@ -149,7 +151,7 @@ def _check_ratings(source: _Source) -> pd.DataFrame:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{source.path}: expected ratings from 0.5 to 5, got {table['rating'].iloc[row]} in rating number {row + 1} "
+            f"{source.path}: expected ratings from 0.5 to 5, got {table['rating'].iloc[row]} in rating {row + 1} "
             f"({int(bad.sum())} such); is the file of another data set?"
         )
     return table.drop_duplicates(["user", "item"], keep="last", ignore_index=True)
@@ -161,7 +163,7 @@ _RATING_TYPES = {"user": "int32", "item": "int32", "rating": "float32"}
 def _csv_ratings(path: Path) -> pd.DataFrame:
     names = {"userId": "user", "movieId": "item", "rating": "rating"}
     types = {raw: _RATING_TYPES[name] for raw, name in names.items()}
-    return pd.read_csv(path, usecols=list(names), dtype=types, engine="c").rename(columns=names)[list(names.values())]  # type: ignore[arg-type]
+    return pd.read_csv(path, usecols=list(names), dtype=types, engine="c").rename(columns=names)[list(names.values())]
 
 
 def _csv_items(path: Path) -> pd.DataFrame:
@@ -171,7 +173,7 @@ def _csv_items(path: Path) -> pd.DataFrame:
 
 def _csv_tags(path: Path) -> pd.DataFrame:
     types = {"userId": "int32", "movieId": "int32"}
-    table = pd.read_csv(path, usecols=["userId", "movieId", "tag"], dtype=types, engine="c").dropna()  # type: ignore[arg-type]
+    table = pd.read_csv(path, usecols=["userId", "movieId", "tag"], dtype=types, engine="c").dropna()
     table.columns = pd.Index(["user", "item", "tag"])
     return table.astype({"tag": str}).reset_index(drop=True)
 
@@ -188,7 +190,7 @@ def _double_colon_ratings(path: Path) -> pd.DataFrame:
     # applies; the two-character separator would need the slow Python engine.
     return pd.read_csv(path, sep=":", header=None, usecols=[0, 2, 4], engine="c", names=[
         "user", "_1", "item", "_2", "rating", "_3", "_4"
-    ], dtype=_RATING_TYPES)  # type: ignore[call-overload, no-any-return]  # fmt: skip
+    ], dtype=_RATING_TYPES)  # fmt: skip
 
 
 def _double_colon_items(path: Path) -> pd.DataFrame:
@@ -198,14 +200,18 @@ def _double_colon_items(path: Path) -> pd.DataFrame:
 
 def _double_colon_tags(path: Path) -> pd.DataFrame:
     rows = [line.split("::") for line in _text(path).splitlines() if line]
-    table = pd.DataFrame({
-        "user": [row[0] for row in rows], "item": [row[1] for row in rows], "tag": ["::".join(row[2:-1]) for row in rows]
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "user": [row[0] for row in rows],
+            "item": [row[1] for row in rows],
+            "tag": ["::".join(row[2:-1]) for row in rows],
+        }
+    )
     return table.astype({"user": "int32", "item": "int32"})
 
 
 def _tab_ratings(path: Path) -> pd.DataFrame:
-    return pd.read_csv(  # type: ignore[call-overload, no-any-return]
+    return pd.read_csv(
         path,
         sep="\t",
         header=None,
@@ -236,7 +242,7 @@ def _atomic_ratings(path: Path) -> pd.DataFrame:
     header = pd.read_csv(path, sep="\t", nrows=0).columns
     wanted = {column: names[column.split(":")[0]] for column in header if column.split(":")[0] in names}
     types = {column: _RATING_TYPES[name] for column, name in wanted.items()}
-    table = pd.read_csv(path, sep="\t", usecols=list(wanted), dtype=types, engine="c")  # type: ignore[arg-type]
+    table = pd.read_csv(path, sep="\t", usecols=list(wanted), dtype=types, engine="c")
     return table.rename(columns=wanted)[list(names.values())]
 
 

@@ -34,7 +34,8 @@ HEAD_WEIGHTS = "head.safetensors"
 class HeadConfig:
     """Shape of the head: user dimension ``d_x``, encoder width ``d_b``, common ``width``, MLP ``hidden`` units.
 
-    ``pooling`` is how token states become ``b``; ``max_tokens`` is where sentences are cut; ``dropout`` acts in training.
+    ``pooling`` is how token states become ``b``; ``max_tokens`` is where sentences are cut; ``dropout`` acts in
+    training.
     """
 
     d_x: int
@@ -61,8 +62,11 @@ class LikeSimulator(nn.Module):
         """Return the logits (n,) of P(like) for user vectors (n, d_x) and sentence states (n, d_b)."""
         return self.head(users, states)  # type: ignore[no-any-return]
 
-    def pooled(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the sentence states (n, d_b) of one batch of `texts`, with gradients."""
+    def pooled(self, texts: Sequence[str], token_dropout: float = 0.0) -> torch.Tensor:
+        """Return the sentence states (n, d_b) of one batch of `texts`, with gradients.
+
+        Each token but the first is hidden with probability `token_dropout`: an augmentation for training.
+        """
         device = self.head.user_mean.device
         batch = self.tokenizer(
             list(texts),
@@ -72,7 +76,12 @@ class LikeSimulator(nn.Module):
             return_tensors="pt",
             padding_side="right",
         )
-        mask = batch["attention_mask"].to(device)
+        mask = batch["attention_mask"]
+        if token_dropout > 0:
+            shown = torch.rand(mask.shape) >= token_dropout
+            shown[:, 0] = True
+            mask = mask * shown
+        mask = mask.to(device)
         hidden = self.encoder(input_ids=batch["input_ids"].to(device), attention_mask=mask).last_hidden_state
         if self.config.pooling == "cls":
             return hidden[:, 0]  # type: ignore[no-any-return]
@@ -111,7 +120,7 @@ class LikeSimulator(nn.Module):
         users = torch.as_tensor(user_vectors, dtype=torch.float32, device=device)
         logits = self(users, torch.as_tensor(states, dtype=torch.float32, device=device))
         self.train(was_training)
-        return torch.sigmoid(logits).cpu().numpy()  # type: ignore[no-any-return]
+        return torch.sigmoid(logits).cpu().numpy()
 
     def save(self, path: Path) -> None:
         """Write the encoder and its tokenizer as a Hugging Face directory, and the head beside them.

@@ -10,7 +10,9 @@ import pytest
 from offprompts_env.movielens.grammar import MAX_GENRES, Movie, describe, era_of, is_compatible, parse, pieces
 from offprompts_env.movielens.lexicon import ERAS, GENRE_NAMES, GENRES, TAG_GROUP, Keyword, lexicon
 
-SPACE = Movie("Space Fright (1984)", ("Horror", "Sci-Fi"), "1980s", popularity=0, reception=3, tags=("surreal", "boxing"))
+SPACE = Movie(
+    "Space Fright (1984)", ("Horror", "Sci-Fi"), "1980s", popularity=0, reception=3, tags=("surreal", "boxing")
+)
 WORDS = {word.text: word for word in lexicon()}
 
 
@@ -38,7 +40,9 @@ def test_lexicon_has_about_a_thousand_distinct_words_in_balance() -> None:
     assert all(word.text == word.text.strip() and "  " not in word.text for word in words)
 
 
-@pytest.mark.parametrize(("year", "era"), [(1921, "1940s"), (1949, "1940s"), (1950, "1950s"), (1999, "1990s"), (2024, "2010s")])
+@pytest.mark.parametrize(
+    ("year", "era"), [(1921, "1940s"), (1949, "1940s"), (1950, "1950s"), (1999, "1990s"), (2024, "2010s")]
+)
 def test_eras_cover_all_years(year: int, era: str) -> None:
     assert era_of(year) == era
 

@@ -62,7 +62,7 @@ def test_quoted_titles_with_commas_and_repeated_ratings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,9.0,3\n", r"from 0\.5 to 5, got 9\.0 in rating number 1"),
+        ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,9.0,3\n", r"from 0\.5 to 5, got 9\.0 in rating 1"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,nan,3\n", "from 0.5 to 5, got nan"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,five,3\n", "cannot be read as one"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n9999999999,2,3.0,3\n", "cannot be read as one"),

@@ -10,16 +10,17 @@ import numpy as np
 
 MOVIELENS_NOTICE = """\
 The user vectors, movie titles and genres, and the weights in this folder are derived from a MovieLens data set of
-GroupLens Research, University of Minnesota (the embedded bundle: ml-latest-small, https://grouplens.org/datasets/movielens/).
-Raw ratings and tags are not included. Transformations of the data set are redistributed under its own conditions, which
-are not those of the code around them:
+GroupLens Research, University of Minnesota (the embedded bundle: ml-latest-small,
+https://grouplens.org/datasets/movielens/). Raw ratings and tags are not included. Transformations of the data set are
+redistributed under its own conditions, which are not those of the code around them:
 
-    Neither the University of Minnesota nor any of the researchers involved can guarantee the correctness of the data, its
-    suitability for any particular purpose, or the validity of results based on the use of the data set. The data set may
-    be used for any research purposes under the following conditions:
+    Neither the University of Minnesota nor any of the researchers involved can guarantee the correctness of the data,
+    its suitability for any particular purpose, or the validity of results based on the use of the data set. The data
+    set may be used for any research purposes under the following conditions:
 
     * The user may not state or imply any endorsement from the University of Minnesota or the GroupLens Research Group.
-    * The user must acknowledge the use of the data set in publications resulting from the use of the data set (see below
+    * The user must acknowledge the use of the data set in publications resulting from the use of the data set (see
+    below
       for citation information).
     * The user may redistribute the data set, including transformations, so long as it is distributed under these same
       license conditions.
@@ -30,9 +31,9 @@ are not those of the code around them:
       entire risk as to the quality and performance of them is with you. Should the program prove defective, you assume
       the cost of all necessary servicing, repair or correction.
 
-    In no event shall the University of Minnesota, its affiliates or employees be liable to you for any damages arising out
-    of the use or inability to use these programs (including but not limited to loss of data or data being rendered
-    inaccurate).
+    In no event shall the University of Minnesota, its affiliates or employees be liable to you for any damages
+    arising out of the use or inability to use these programs (including but not limited to loss of data or data being
+    rendered inaccurate).
 
 To acknowledge use of the data set in publications, please cite:
 
@@ -54,14 +55,17 @@ def model_card(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "# MovieLens bundle",
         "",
         f"{counts['users']} users, {counts['movies']} movies and {counts['keywords']} keywords; fitted on "
-        f"{counts['reactions']} reactions (likes and dislikes, balanced per user) and {counts['ratings_of_these_users']} "
+        f"{counts['reactions']} reactions (likes and dislikes, balanced per user) and "
+        f"{counts['ratings_of_these_users']} "
         "ratings of these users. For research only: see `LICENSE-MOVIELENS.txt`.",
         "",
         "- `lm/`: "
         + (
             "a Llama-architecture causal language model "
-            f"({settings['language_model']['layers']} layers, width {settings['language_model']['width']}) trained from "
-            "scratch on sentences of the project's grammar about these movies. It knows these movies and this grammar only."
+            f"({settings['language_model']['layers']} layers, width {settings['language_model']['width']}) trained "
+            f"from "
+            "scratch on sentences of the project's grammar about these movies. It knows these movies and this "
+            "grammar only."
             if language
             else "the language model given to the build."
         ),
@@ -70,7 +74,8 @@ def model_card(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "- `simulator/`: a DistilBERT-architecture encoder and a head, P(like | user vector, sentence), trained on the "
         "language model's own sentences without a keyword.",
         "- `collaborative.safetensors`: a bilinear sibling with movie means.",
-        "- `users.safetensors`: taste vectors: the posterior mean of each user's linear taste for genres, eras, popularity "
+        "- `users.safetensors`: taste vectors: the posterior mean of each user's linear taste for genres, eras, "
+        "popularity "
         "and acclaim.",
         "",
         "## Measured",
@@ -91,8 +96,10 @@ def model_card(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The users are those of one small data set who rate much and with variety; the sentences are formulaic; reception "
-        "and popularity in the sentences are those among MovieLens users. Keywords that do not suit a movie are followed "
+        "The users are those of one small data set who rate much and with variety; the sentences are formulaic; "
+        "reception "
+        "and popularity in the sentences are those among MovieLens users. Keywords that do not suit a movie are "
+        "followed "
         "all the same, as a hint: sentences under such prompts are not true of the movie. Rewards are predictions of a "
         "model, not reactions of people.",
         "",
@@ -116,7 +123,8 @@ def _table(measured: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             ("malformed sentences, without / with a keyword",
              f"{language['malformed']:.2%} / {language['malformed_with_keyword']:.2%}", "1.5%", "0.5%"),
             ("suitable keyword: its genre is named / the word itself",
-             f"{language['keyword_genre_named']:.4f} / {language['keyword_literal']:.4f}", "0.98 / 0.80", "0.95 literal"),
+             f"{language['keyword_genre_named']:.4f} / {language['keyword_literal']:.4f}", "0.98 / 0.80", "0.95 "
+             "literal"),
         ]  # fmt: skip
     auc, no_user = _over_splits(held_out, "user", "auc"), _over_splits(held_out, "no_user", "auc")
     return [
@@ -135,19 +143,25 @@ def _over_splits(rows: Sequence[Mapping[str, Any]], model: str, figure: str) -> 
 
 def _how(prompts: Mapping[str, Any], n_splits: int) -> list[str]:
     return [
-        "- *Sentences* are sampled at the decoding parameters above. *Malformed*: `grammar.parse` refuses it; the parser "
+        "- *Sentences* are sampled at the decoding parameters above. *Malformed*: `grammar.parse` refuses it; the "
+        "parser "
         "accepts exactly the sentences of the grammar, with no genre twice. *Recall*: named genres of the movie over "
         "min(3, number of its genres), for a sentence names at most three; *precision*: named genres that are the "
         "movie's. Keyword figures count malformed sentences as failures.",
-        f"- *Held out*: mean of {n_splits} random splits of the reactions, 20% test, 8% validation (early stopping), 72% "
+        f"- *Held out*: mean of {n_splits} random splits of the reactions, 20% test, 8% validation (early "
+        f"stopping), 72% "
         "training; one sentence for each movie and reaction. User vectors are fitted without validation and test "
-        "reactions, in training without the reaction's own fold. Reception and popularity in the sentences come from ratings "
+        "reactions, in training without the reaction's own fold. Reception and popularity in the sentences come "
+        "from ratings "
         "that are no reactions, in any split. *No user*: the same model and training with zero user vectors. "
         "*Calibration*: ten bins of equal count.",
-        f"- *Prompts*: {prompts['n_users']} users x {prompts['n_movies']} movies x the first {prompts['n_prompts']} keywords "
-        f"x {prompts['n_sentences']} sentences; reward 10 (P(like | x, s) - mean over 4 no-prompt sentences). Prompts are "
+        f"- *Prompts*: {prompts['n_users']} users x {prompts['n_movies']} movies x the first {prompts['n_prompts']} "
+        f"keywords "
+        f"x {prompts['n_sentences']} sentences; reward 10 (P(like | x, s) - mean over 4 no-prompt sentences). "
+        f"Prompts are "
         "chosen on one half of the sentences and scored on the other half, both ways. Variance shares are of the mean "
-        "reward that depends on the prompt (prompt, user x prompt, movie x prompt, three-way), from the covariance of the "
+        "reward that depends on the prompt (prompt, user x prompt, movie x prompt, three-way), from the covariance "
+        "of the "
         "two halves, so that sampling noise does not count.",
     ]
 

@@ -193,9 +193,11 @@ def user_vectors(benchmark: Benchmark, excluded: np.ndarray) -> np.ndarray:
 
         e_ui = v_u . z_i + noise,   noise ~ N(0, s^2),   v_u ~ N(0, S),
 
-    and the vector of u is the posterior mean (A_u / s^2 + S^-1)^-1 c_u / s^2 with A_u = sum_i z_i z_i^T and c_u = sum_i
-    z_i e_ui. S and s^2 are fitted to all users by EM (ridge regression is the case S ~ identity; a full S lets one taste
-    tell about another). Uses all ratings of the users except those whose reaction is set in ``excluded`` (n_reactions,).
+    and the vector of u is the posterior mean (A_u / s^2 + S^-1)^-1 c_u / s^2 with A_u = sum_i z_i z_i^T and
+    c_u = sum_i z_i e_ui. S and s^2 are fitted to all users by EM (ridge regression is the case S ~ identity;
+    a full S lets one taste tell about another). Vectors come in units of their root mean square: as the context of a
+    learner they have the size that networks are initialised for. Uses all ratings of the users except those whose reaction is set in
+    ``excluded`` (n_reactions,).
     """
     taste = benchmark.taste
     use = (taste.reaction < 0) | ~excluded[np.maximum(taste.reaction, 0)]
@@ -222,7 +224,8 @@ def user_vectors(benchmark: Benchmark, excluded: np.ndarray) -> np.ndarray:
         prior = (covariance.sum(axis=0) + vectors.T @ vectors) / n_users + 1e-5 * np.eye(width)
         noise = max(float((np.sum(residual**2) + np.sum(fit + spread)) / max(len(residual), 1)), 1e-3)
     posterior = np.linalg.inv(gram / noise + np.linalg.inv(prior))
-    return np.asarray(np.einsum("uij,uj->ui", posterior, moment) / noise)
+    vectors = np.einsum("uij,uj->ui", posterior, moment)
+    return np.asarray(vectors / max(float(np.sqrt(np.mean(vectors**2))), 1e-12))
 
 
 def _reactions(ratings: pd.DataFrame, config: FilterConfig, rng: np.random.Generator) -> pd.DataFrame:
@@ -272,4 +275,4 @@ def _tags(raw: RawMovieLens, config: FilterConfig) -> dict[int, tuple[str, ...]]
 
 def _year(value: object) -> int:
     """Return the release year of the item table, or 1990 (the middle of MovieLens) where it is missing."""
-    return 1990 if pd.isna(value) else int(value)  # type: ignore[call-overload, no-any-return]
+    return 1990 if pd.isna(value) else int(value)  # type: ignore[call-overload]

@@ -24,10 +24,10 @@ class LanguageFigures:
 
     Malformed: not in the grammar (`parse` returns None). Recall: named genres of the movie over min(3, all its genres);
     precision: named genres that are the movie's; both are means over well-formed sentences without a keyword. Era,
-    popularity and reception: of the well-formed sentences that state them, the share that states the truth. For keywords
-    that suit the movie: the keyword stands in the sentence literally, and (genre keywords) its genre is named. For
-    keywords that do not: they stand in the sentence, and their genre is (wrongly) named. Malformed sentences count as
-    failures in all keyword figures.
+    popularity and reception: of the well-formed sentences that state them, the share that states the truth. For
+    keywords that suit the movie: the keyword stands in the sentence literally, and (genre keywords) its genre is
+    named. For keywords that do not: they stand in the sentence, and their genre is (wrongly) named. Malformed
+    sentences count as failures in all keyword figures.
     """
 
     malformed: float
@@ -52,8 +52,8 @@ class PromptFigures:
     """How much prompts matter, for reward 10 (P(like | x, s) - mean_k P(like | x, no-prompt sentence k)).
 
     Values are mean rewards of policies whose prompts were chosen on one half of the sampled sentences and scored on the
-    other half, averaged over both directions. ``*_share``: shares of the variance of the mean reward that depends on the
-    prompt, with the sampling noise of the means subtracted: prompt, user x prompt, movie x prompt, three-way.
+    other half, averaged over both directions. ``*_share``: shares of the variance of the mean reward that depends on
+    the prompt, with the sampling noise of the means subtracted: prompt, user x prompt, movie x prompt, three-way.
     ``noise_variance``: variance of the reward over sentences for given user, movie and prompt.
     """
 
@@ -83,7 +83,10 @@ def measure_language(
     n_per_movie: int = 4,
     n_keywords: int = 4000,
 ) -> LanguageFigures:
-    """Sample sentences about all `movies` without a keyword, and about random movies with suitable and other keywords."""
+    """Sample sentences about all `movies` without a keyword, and about random movies with keywords.
+
+    Half of the keywords suit their movie, half do not.
+    """
     told = [movie for movie in movies for _ in range(n_per_movie)]
     start = time.perf_counter()
     plain = lm.generate([formatter.ask(movie.title) for movie in told], rng)
@@ -93,7 +96,7 @@ def measure_language(
     keywords = lexicon()
     pairs: list[tuple[Movie, Keyword]] = []
     for index in range(n_keywords):
-        movie = movies[rng.integers(len(movies))]
+        movie = movies[int(rng.integers(len(movies)))]
         pool = [word for word in keywords if is_compatible(word, movie) == (index % 2 == 0)]
         pairs.append((movie, pool[rng.integers(len(pool))]))
     steered = lm.generate([formatter.ask(movie.title, word.text) for movie, word in pairs], rng)

@@ -1,8 +1,8 @@
 """The small language model: its tokenizer, and its training on sentences of the grammar.
 
-A Llama-architecture model with tied embeddings reads ``Movie: <title> [Keyword: <keyword>] Description:`` and writes one
-sentence. Every piece of the grammar is a single token of its tokenizer, in the prompt and in the sentence alike, so that
-writing the keyword is copying one token.
+A Llama-architecture model with tied embeddings reads ``Movie: <title> [Keyword: <keyword>] Description:`` and writes
+one sentence. Every piece of the grammar is a single token of its tokenizer, in the prompt and in the sentence alike,
+so that writing the keyword is copying one token.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _SORTED_BATCHES = 8
 class LanguageModelConfig:
     """Size and training of the small language model.
 
-    ``steps`` batches of ``batch_size`` sentences; ``learning_rate`` is the peak of a cosine schedule with linear warm-up
-    over ``warmup`` steps. The first ``echo_steps`` steps favour keywords that suit the movie, from which copying is
-    learned fast. ``no_keyword`` is the share of sentences without a keyword, ``suitable`` the share of keywords drawn
-    among those that suit the movie (the rest are drawn from all).
+    ``steps`` batches of ``batch_size`` sentences; ``learning_rate`` is the peak of a cosine schedule with linear
+    warm-up over ``warmup`` steps. The first ``echo_steps`` steps favour keywords that suit the movie, from which
+    copying is learned fast. ``no_keyword`` is the share of sentences without a keyword, ``suitable`` the share of
+    keywords drawn among those that suit the movie (the rest are drawn from all).
     """
 
     width: int = 128
@@ -80,7 +80,7 @@ def make_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     bpe.add_tokens(
         [AddedToken(piece, normalized=False) for piece in (TITLE_PIECE, KEYWORD_PIECE, ANSWER_PIECE, *pieces())]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=EOS,
@@ -175,12 +175,12 @@ def train_language_model(
     movies: Sequence[Movie],
     config: LanguageModelConfig,
     seed: int,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train tokenizer and model on sentences of the grammar about `movies`.
 
     Minimises -log p(sentence | prompt) per sentence token. Movies come in random permutations, so each is seen equally
-    often. ``progress(step, loss)`` is called after every step.
+    often. ``progress(loss)`` is called after every step.
     """
     import torch
 
@@ -211,9 +211,10 @@ def train_language_model(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if progress is not None:
-            progress(step, float(loss.detach()))
+            progress(float(loss.detach()))
     model.set_attn_implementation("sdpa")
-    return model.eval(), tokenizer
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer
 
 
 def _item_batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -250,5 +251,6 @@ def save_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     """Write model (float16 safetensors) and tokenizer as a Hugging Face directory."""
     import copy
 
-    copy.deepcopy(model).half().save_pretrained(path)
+    stored = copy.deepcopy(model).half()  # type: ignore[no-untyped-call]
+    stored.save_pretrained(path)
     tokenizer.save_pretrained(path)

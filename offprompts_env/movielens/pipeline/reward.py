@@ -1,10 +1,10 @@
 """Training of the reward simulator on sentences of the language model, and its held-out figures.
 
-The simulator never sees a title: all it knows about a movie is the sentence. Every epoch shows each reaction with a fresh
-one of the movie's sampled sentences, in batches of movies, so that a sentence is encoded once for all its users.
+The simulator never sees a title: all it knows about a movie is the sentence. Every epoch shows each reaction with a
+fresh one of the movie's sampled sentences, in batches of movies, so that a sentence is encoded once for all its users.
 
-User vectors are *cross-fitted*: a training reaction is paired with a vector that was fitted without its fold. A vector that
-had seen the reaction would teach the simulator to trust vectors more than they deserve on new sentences.
+User vectors are *cross-fitted*: a training reaction is paired with a vector that was fitted without its fold. A
+vector that had seen the reaction would teach the simulator to trust vectors more than they deserve on new sentences.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from offprompts_env.movielens.grammar import Facts, Movie, describe, parse
 from offprompts_env.movielens.lexicon import ERAS, GENRES, lexicon
 from offprompts_env.movielens.pipeline.data import Benchmark, Reactions, user_vectors
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator, Pooling
-
-_GROUPS = tuple(dict.fromkeys(word.group for word in lexicon()))
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class SimulatorConfig:
     learning_rate: float = 1.5e-3
     encoder_learning_rate: float = 3e-4
     weight_decay: float = 0.05
+    token_dropout: float = 0.0
     folds: int = 8
     validation: float = 0.1
 
@@ -93,30 +92,26 @@ def pretrain_encoder(
 ) -> None:
     """Teach the encoder of `simulator` (in place) what sentences of the grammar say.
 
-    A linear layer reads from the pooled state which genres are named, the era, popularity, reception, and the groups of
-    the keywords; the loss is binary cross-entropy over all of them. The layer is thrown away. ``progress(loss)`` is called
-    after every step.
+    A linear layer reads from the pooled state which genres and eras are named or evoked by a keyword of theirs,
+    popularity and reception; the loss is binary cross-entropy over all of them. A keyword of a genre thus comes to stand
+    for its genre, as its name does. The layer is thrown away. ``progress(loss)`` is called after every step.
     """
     rng = np.random.default_rng(seed)
     keywords = lexicon()
-    group_of = {word.text: _GROUPS.index(word.group) for word in keywords}
+    place = {group: index for index, group in enumerate((*GENRES, *ERAS))}
+    group_of = {word.text: word.group for word in keywords}
 
     def target(facts: Facts) -> np.ndarray:
-        row = np.zeros(len(GENRES) + len(ERAS) + 3 + 4 + len(_GROUPS), dtype=np.float32)
-        row[[GENRES.index(genre) for genre in facts.genres]] = 1.0
-        offset = len(GENRES)
-        if facts.era is not None:
-            row[offset + list(ERAS).index(facts.era)] = 1.0
-        offset += len(ERAS)
-        row[offset + facts.popularity] = 1.0
-        row[offset + 3 + facts.reception] = 1.0
-        offset += 7
-        row[[offset + group_of[word] for word in facts.keywords]] = 1.0
+        row = np.zeros(len(place) + 7, dtype=np.float32)
+        said = {*facts.genres, facts.era, *(group_of[word] for word in facts.keywords)}
+        row[[place[group] for group in said if group in place]] = 1.0
+        row[len(place) + facts.popularity] = 1.0
+        row[len(place) + 3 + facts.reception] = 1.0
         return row
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = torch.nn.Linear(simulator.config.d_b, len(GENRES) + len(ERAS) + 7 + len(_GROUPS))
+        probe = torch.nn.Linear(simulator.config.d_b, len(place) + 7)
         parameters = [*simulator.encoder.parameters(), *probe.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
         attention = _fast_attention(simulator)
@@ -124,9 +119,10 @@ def pretrain_encoder(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * (1 - step / steps)
-            texts, targets = [], []
+            texts: list[str] = []
+            targets: list[np.ndarray] = []
             while len(texts) < batch_size:
-                movie = movies[rng.integers(len(movies))]
+                movie = movies[int(rng.integers(len(movies)))]
                 word = keywords[rng.integers(len(keywords))] if rng.random() < 0.5 else None
                 text = "".join(describe(movie, word, rng)).strip()
                 facts = parse(text)
@@ -172,12 +168,12 @@ def train_simulator(
     seed: int,
     *,
     with_users: bool = True,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> int:
     """Train `simulator` in place on ``split.train`` and return the epoch that was kept.
 
     ``sentences[item]`` are sampled sentences of each movie. ``with_users=False`` gives every user the zero vector, the
-    reference that shows what knowing the user is worth. ``progress(epoch, validation log-loss)`` follows along.
+    reference that shows what knowing the user is worth. ``progress(validation log-loss)`` is called after every epoch.
 
     Raises `DataError` if a movie has no sentence.
     """
@@ -211,18 +207,18 @@ def train_simulator(
         for epoch in range(config.epochs):
             simulator.train()
             for batch in np.array_split(rng.permutation(items), max(1, round(len(items) / config.items_per_batch))):
-                texts = [sentences[item][rng.integers(len(sentences[item]))] for item in batch]
+                texts = [sentences[item][int(rng.integers(len(sentences[item])))] for item in batch]
                 rows = [by_item[item] for item in batch]
                 which = torch.from_numpy(np.repeat(np.arange(len(batch)), [len(r) for r in rows])).to(device)
                 index = torch.from_numpy(np.concatenate(rows)).to(device)
-                logits = simulator(user_tensor[index], simulator.pooled(texts)[which])
+                logits = simulator(user_tensor[index], simulator.pooled(texts, config.token_dropout)[which])
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, label_tensor[index])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             figures = held_out(simulator, benchmark, sentences, split, split.validation, with_users=with_users)
             if progress is not None:
-                progress(epoch, figures.log_loss)
+                progress(figures.log_loss)
             if figures.log_loss < best:
                 best, best_epoch, best_state = figures.log_loss, epoch, copy.deepcopy(simulator.state_dict())
             elif epoch - best_epoch >= config.patience:
@@ -298,7 +294,7 @@ def figures(probability: np.ndarray, liked: np.ndarray) -> HeldOut:
 
 def area_under_curve(score: np.ndarray, positive: np.ndarray) -> float:
     """Return P(score of a positive > score of a negative), ties counting one half (the Mann-Whitney statistic)."""
-    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = np.cumsum(counts) - (counts - 1) / 2
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
