@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
 from agents.policies import check_policy
-from agents.training import BLOCK, Schedule, StackedLogs, check_seeds, normals, train, world_streams
+from agents.training import BLOCK, Schedule, StackedLogs, check_hidden, check_seeds, normals, train, world_streams
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError, NumericalError
 from offprompts_env.sampling import check_probabilities
@@ -337,9 +337,7 @@ class NetworkDensity:
     max_sentences: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for size in self.hidden:
-            check_integer("hidden", size, 1)
+        object.__setattr__(self, "hidden", check_hidden(self.hidden))
         if self.max_sentences is not None:
             check_integer("max_sentences", self.max_sentences, 1)
         self._schedule()

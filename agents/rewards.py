@@ -21,12 +21,13 @@ from agents.training import (
     BLOCK,
     Schedule,
     StackedLogs,
+    check_hidden,
     check_seeds,
     train,
     warn_if_useless,
     world_streams,
 )
-from offprompts_env.config import check_integer, check_number
+from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs
 
@@ -171,11 +172,7 @@ class _Regression:
     train_fraction: float = 0.8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for size in self.hidden:
-            check_integer("hidden", size, 1)
-        if not self.hidden:
-            raise ConfigError("hidden: expected at least one layer, got none")
+        object.__setattr__(self, "hidden", check_hidden(self.hidden))
         check_number("train_fraction", self.train_fraction, 0, strict=True)
         if self.train_fraction > 1:
             raise ConfigError(f"train_fraction: expected a share in (0, 1], got {self.train_fraction}")

@@ -325,6 +325,19 @@ class StackedLogs:
         return actions + torch.arange(0, self.worlds * self.n_prompts, self.n_prompts)[:, None]
 
 
+def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
+    """Return numbers of hidden units as a tuple.
+
+    Raises:
+        ConfigError: no layer, or one without units.
+    """
+    if len(hidden) == 0:
+        raise ConfigError("hidden: expected at least one layer, got none; (100,) is the published default")
+    for size in hidden:
+        check_integer("hidden", size, 1)
+    return tuple(hidden)
+
+
 def check_seeds(logs: Sequence[object], seeds: Sequence[int] | None) -> list[int]:
     """Return one seed a log: `seeds`, or 0, 1, 2, ... by default.
 
