@@ -33,7 +33,7 @@ from agents.policies import (
     load_policy,
     save_policy,
 )
-from agents.recipes import logging_policies, logging_policy, record_rounds
+from agents.recipes import logging_policies, logging_policy
 from agents.rewards import (
     FittedRewards,
     PromptRewardRegression,
@@ -77,6 +77,5 @@ __all__ = [
     "load_policy",
     "logging_policies",
     "logging_policy",
-    "record_rounds",
     "save_policy",
 ]

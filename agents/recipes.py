@@ -1,4 +1,4 @@
-"""Recipes: a log straight from a simulator, and the published kind of logging policy."""
+"""Recipes: the published kind of logging policy."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from collections.abc import Sequence
 from agents.policies import SoftmaxPolicy, UniformPolicy
 from agents.rewards import PromptRewardRegression
 from agents.training import check_seeds
-from offprompts_env.rng import stream
-from offprompts_env.sampling import sample_actions
+from offprompts_env.collecting import collect
+from offprompts_env.rng import integer_seed
 from offprompts_env.simulator import Simulator
-from offprompts_env.types import LoggedDataset, Policy
-
-
-def record_rounds(simulator: Simulator, policy: Policy, n: int, seed: int = 0) -> LoggedDataset:
-    """Record `n` rounds of `policy` straight from a simulator, without an environment or a file around it."""
-    contexts = simulator.contexts.sample(n, stream(seed, "record", "contexts"))
-    actions, propensities = sample_actions(policy, contexts, stream(seed, "record", "actions"))
-    rounds = simulator.play(contexts, actions, stream(seed, "record", "outputs"), stream(seed, "record", "rewards"))
-    return LoggedDataset(
-        context=contexts.context,
-        query=contexts.query,
-        action=actions,
-        propensity=propensities,
-        reward=rounds.reward,
-        output=rounds.outputs.embedding,
-        prompts=simulator.prompts,
-        sentence=rounds.outputs.text,
-        user_id=contexts.user_id,
-        item_id=contexts.item_id,
-        query_text=contexts.query_text,
-    )
 
 
 def logging_policies(
@@ -53,8 +32,15 @@ def logging_policies(
         seeds: one a simulator.
     """
     chosen = check_seeds(simulators, seeds)
+    # A log that is later recorded with the same seed must not repeat the users and the noise of these rounds.
     logs = [
-        record_rounds(simulator, UniformPolicy(simulator.n_prompts), n, seed)
+        collect(
+            simulator,
+            UniformPolicy(simulator.n_prompts),
+            n,
+            seed=integer_seed(seed, "logging policy", "rounds"),
+            progress=False,
+        )
         for simulator, seed in zip(simulators, chosen, strict=True)
     ]
     models = (PromptRewardRegression() if regression is None else regression).fit_many(logs, seeds=chosen)

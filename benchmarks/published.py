@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import agents
+from offprompts_env.collecting import collect
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import LoggedDataset, Policy
@@ -115,7 +116,7 @@ class Comparison:
     def logs(self, n: int) -> list[LoggedDataset]:
         """Record `n` rounds of the logging policy in each world."""
         worlds = zip(self.simulators, self.logging, self.seeds, strict=True)
-        return [agents.record_rounds(simulator, policy, n, seed) for simulator, policy, seed in worlds]
+        return [collect(simulator, policy, n, seed=seed, progress=False) for simulator, policy, seed in worlds]
 
     def cell(self, learner: str, n: int, policies: Sequence[Policy], seconds: float) -> Cell:
         """Judge policies that took `seconds` to train, and compare."""

@@ -244,7 +244,7 @@ def learning(worlds: int = 4) -> list[Figure]:
 
     simulators = [op.SyntheticConfig.preset("paper_code", seed=seed).build() for seed in range(worlds)]
     policies = [agents.UniformPolicy(s.n_prompts, s.prompts.fingerprint) for s in simulators]
-    logs = [agents.record_rounds(s, p, 8000) for s, p in zip(simulators, policies, strict=True)]
+    logs = [op.collect(s, p, 8000, progress=False) for s, p in zip(simulators, policies, strict=True)]
     generators = [s.outputs for s in simulators]
     kernel, density = agents.GaussianKernel(1.0), agents.NetworkDensity()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import agents
+import offprompts_env as op
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import LoggedDataset
@@ -17,7 +18,7 @@ def simulator() -> Simulator:
 
 @pytest.fixture(scope="session")
 def log(simulator: Simulator) -> LoggedDataset:
-    return agents.record_rounds(simulator, agents.UniformPolicy(12), 2_000, seed=5)
+    return op.collect(simulator, agents.UniformPolicy(12), 2_000, seed=5)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import agents
+import offprompts_env as op
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
 from offprompts_env.types import LoggedDataset, PromptSet
 
@@ -93,7 +94,7 @@ def test_a_policy_the_log_never_played(log):
 
 def test_estimates_cover_the_truth(simulator, log):
     policy = agents.ImportanceSamplingPG(steps=300, learning_rate=2e-3).fit(log)
-    fresh = agents.record_rounds(simulator, agents.UniformPolicy(12), 4_000, seed=77)
+    fresh = op.collect(simulator, agents.UniformPolicy(12), 4_000, seed=77)
     truth = simulator.policy_value(policy).value
     importance = agents.IS().estimate(policy, fresh)
     assert abs(importance.value - truth) < 4 * importance.standard_error

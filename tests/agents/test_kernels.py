@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import agents
+import offprompts_env as op
 from agents.kernels import blurred, draw_actions
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.simulator import Simulator
@@ -69,7 +70,7 @@ def test_network_density_learns_the_closed_form():
     # One dimension each, so that the network's own error is small.
     simulator = SyntheticConfig(n_prompts=4, context_dim=1, query_dim=1, prompt_dim=1, output_dim=1, seed=1).build()
     kernel, policy = agents.GaussianKernel(1.0, output_noise=0.5), agents.UniformPolicy(4)
-    log = agents.record_rounds(simulator, policy, 2_000)
+    log = op.collect(simulator, policy, 2_000)
     truth = closed_form(kernel, simulator, log)
     for budget in (None, 20_000):
         (found,) = agents.NetworkDensity(steps=4_000, learning_rate=3e-3, max_sentences=budget).fit_many(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import agents
+import offprompts_env as op
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError, PropensityError
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
@@ -51,7 +52,7 @@ def identical(left, right) -> bool:
 def worlds(n: int, n_prompts: int = 20) -> tuple[list[Simulator], list[LoggedDataset]]:
     simulators = [SyntheticConfig.preset("paper_code", n_prompts=n_prompts, seed=seed).build() for seed in range(n)]
     logs = [
-        agents.record_rounds(simulator, agents.UniformPolicy(n_prompts), 90 + 13 * seed, seed)
+        op.collect(simulator, agents.UniformPolicy(n_prompts), 90 + 13 * seed, seed=seed)
         for seed, simulator in enumerate(simulators)
     ]
     return simulators, logs
@@ -112,7 +113,7 @@ def test_learners_beat_the_logging_policy_in_an_easy_world(simulator, log):
 
 def test_cloning_recovers_the_logging_policy(simulator):
     network = agents.OnlinePG(steps=300, learning_rate=2e-3).fit(simulator)
-    log = agents.record_rounds(simulator, network, 4_000, seed=1)
+    log = op.collect(simulator, network, 4_000, seed=1)
     cloned = agents.BehaviorCloning(steps=1_500, learning_rate=2e-3).fit(log)
     contexts = simulator.evaluation_contexts(500)
     gap = np.abs(cloned.probabilities(contexts) - network.probabilities(contexts)).sum(1).mean() / 2
@@ -165,7 +166,7 @@ def test_callback_watches_and_stops(log):
 @pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
 def test_one_prompt():
     simulator = SyntheticConfig(n_prompts=1).build()
-    log = agents.record_rounds(simulator, agents.UniformPolicy(1), 50)
+    log = op.collect(simulator, agents.UniformPolicy(1), 50)
     for learner in QUICK:
         policy = learner.fit(log, generator=simulator.outputs)
         assert (policy.probabilities(log.contexts) == 1).all()
