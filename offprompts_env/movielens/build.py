@@ -506,11 +506,12 @@ def small(config: BuildConfig) -> BuildConfig:
     """Return `config` with tiny models and few steps: a build of seconds, for trying out the pipeline."""
     return replace(
         config,
-        language_model=replace(config.language_model, width=32, layers=2, heads=2, feed_forward=64, steps=60,
+        language_model=replace(config.language_model, width=32, layers=2, heads=2, feed_forward=64, steps=20,
                                batch_size=16, warmup=5, echo_steps=5, title_vocabulary=300),
         simulator=replace(config.simulator, encoder_width=32, encoder_layers=1, encoder_heads=2, pretraining_steps=5,
                           epochs=2, folds=2),
         collaborative=replace(config.collaborative, factors=2, epochs=1),
+        decoding=replace(config.decoding, max_new_tokens=8, top_p=1.0),
         sentences_per_movie=4, dim_sentence=4, dim_query=4, dim_prompt=4, splits=1,
         figure_users=6, figure_movies=3, figure_prompts=6, figure_sentences=2, figure_keywords=20,
     )  # fmt: skip

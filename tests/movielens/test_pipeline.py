@@ -325,11 +325,11 @@ def test_training_examples_are_what_inference_asks_for(benchmark: Benchmark) -> 
     tokenizer = make_tokenizer([movie.title for movie in benchmark.movies], 400)
     sampler = SentenceSampler(benchmark.movies, tokenizer, config)
     formatter = BuildConfig().formatter()
-    kinds = Counter()
+    kinds: Counter[bool] = Counter()
     for prompt, sentence in sampler.draw(np.arange(len(benchmark.movies)).repeat(20), np.random.default_rng(0)):
-        text = tokenizer.decode(sentence, skip_special_tokens=True)
+        text = str(tokenizer.decode(sentence, skip_special_tokens=True))
         assert parse(text) is not None
-        asked = tokenizer.decode(prompt)
+        asked = str(tokenizer.decode(prompt))
         title = asked.removeprefix("Movie: ").split("\n")[0]
         keyword = asked.split("\nKeyword: ")[1].removesuffix("\nDescription:") if "Keyword" in asked else None
         assert asked == formatter.ask(title, keyword)
@@ -414,7 +414,7 @@ class Planted:
 def measured(effect: np.ndarray, noise: float = 0.0, n_sentences: int = 4) -> evaluation.PromptFigures:
     users, movies, prompts = effect.shape
     return evaluation.measure_prompts(
-        Echo(),  # type: ignore[arg-type]
+        Echo(),
         PromptFormatter("{query}:{prompt}", "{query}:"),
         Planted(effect, noise),  # type: ignore[arg-type]
         np.arange(users, dtype=float)[:, None],
@@ -473,7 +473,7 @@ def test_language_figures_of_the_grammar_are_perfect_and_of_another_movie_are_no
 
     formatter = PromptFormatter("{query}#{prompt}", "{query}")
     right, wrong = (
-        evaluation.measure_language(lm, formatter, benchmark.movies, np.random.default_rng(0), 2, 200)  # type: ignore[arg-type]
+        evaluation.measure_language(lm, formatter, benchmark.movies, np.random.default_rng(0), 2, 200)
         for lm in (Perfect(), Perfect(shift=1))
     )
     for name in (
@@ -542,3 +542,55 @@ def test_the_collaborative_model_learns_planted_preferences(tmp_path: Path) -> N
         model.probability(users[:, :2], ids[items], states[items, 0])
     with pytest.raises(BundleError, match="cannot be read"):
         CollaborativeModel.load(tmp_path / "nothing.safetensors")
+
+
+# The embedded bundle: limits that any replacement must keep
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Bundle:
+    return Bundle.open()
+
+
+def test_the_embedded_bundle_is_small_and_has_no_stray_file(embedded: Bundle) -> None:
+    embedded.verify()
+    files = contents(embedded.directory)
+    assert set(files) == {*embedded.files, "bundle.json"}
+    assert sum(map(len, files.values())) <= 6_000_000
+
+
+def test_the_embedded_bundle_was_measured_within_its_limits(embedded: Bundle) -> None:
+    metrics = json.loads(embedded.file("metrics.json").read_text())
+    language, prompts, held_out = metrics["language"], metrics["prompts"], metrics["held_out"]
+    assert language["genre_recall"] >= 0.97
+    assert language["genre_precision"] >= 0.95
+    assert max(language["malformed"], language["malformed_with_keyword"]) <= 0.015
+    assert language["keyword_genre_named"] >= 0.98
+    assert language["keyword_literal"] >= 0.80
+    assert len(held_out) == 3
+    auc, no_user = (np.mean([row[model]["auc"] for row in held_out]) for model in ("user", "no_user"))
+    assert auc >= 0.675
+    assert auc - no_user >= 0.04
+    assert np.mean([row["user"]["calibration_error"] for row in held_out]) <= 0.05
+    assert (prompts["n_users"], prompts["n_movies"], prompts["n_prompts"]) == (200, 20, 100)
+    assert prompts["personalisation"] >= 0.5
+    assert prompts["user_prompt_share"] >= 0.30
+
+
+def test_the_embedded_language_model_still_says_what_is_true(embedded: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    genres = dict(zip(embedded.items.titles, embedded.items.genres, strict=True))
+    titles = [str(title) for title in rng.permutation(embedded.items.titles)[:300]]
+    said = embedded.language_model.generate([embedded.formatter.ask(title) for title in titles], rng)
+    facts = [(parse(text), set(genres[title])) for text, title in zip(said, titles, strict=True)]
+    assert sum(found is None for found, _ in facts) <= 6
+    recall = [len({*found.genres} & true) / min(3, len(true)) for found, true in facts if found]
+    assert np.mean(recall) >= 0.97
+    suited = [
+        (title, word)
+        for title, word in zip(titles, rng.permutation(np.array(embedded.keywords, dtype=object))[:300], strict=True)
+        if word.group in genres[title]
+    ]
+    assert len(suited) > 20
+    said = embedded.language_model.generate([embedded.formatter.ask(title, word.text) for title, word in suited], rng)
+    assert np.mean([word.text in text for text, (_, word) in zip(said, suited, strict=True)]) >= 0.9

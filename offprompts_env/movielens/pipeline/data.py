@@ -194,10 +194,10 @@ def user_vectors(benchmark: Benchmark, excluded: np.ndarray) -> np.ndarray:
         e_ui = v_u . z_i + noise,   noise ~ N(0, s^2),   v_u ~ N(0, S),
 
     and the vector of u is the posterior mean (A_u / s^2 + S^-1)^-1 c_u / s^2 with A_u = sum_i z_i z_i^T and
-    c_u = sum_i z_i e_ui. S and s^2 are fitted to all users by EM (ridge regression is the case S ~ identity;
-    a full S lets one taste tell about another). Vectors come in units of their root mean square: as the context of a
-    learner they have the size that networks are initialised for. Uses all ratings of the users except those whose reaction is set in
-    ``excluded`` (n_reactions,).
+    c_u = sum_i z_i e_ui. S and s^2 are fitted to all users by EM (ridge regression is the case S ~ identity; a full S
+    lets one taste tell about another). Vectors come in units of their root mean square: as the context of a learner
+    they have the size that networks are initialised for. Uses all ratings of the users except those whose reaction is
+    set in ``excluded`` (n_reactions,).
     """
     taste = benchmark.taste
     use = (taste.reaction < 0) | ~excluded[np.maximum(taste.reaction, 0)]

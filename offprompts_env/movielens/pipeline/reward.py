@@ -28,9 +28,10 @@ class SimulatorConfig:
     """Size and training of the reward simulator.
 
     ``encoder_*`` size the small DistilBERT; they are ignored where an existing encoder is used. ``pretraining_steps``
-    teach the small encoder to read the grammar's facts. ``folds`` is the number of folds of the cross-fitting of user
-    vectors. Early stopping keeps the epoch with the lowest log-loss on a share
-    ``validation`` of the reactions; ``patience`` epochs without improvement end the training.
+    teach the small encoder to read the grammar's facts. ``token_dropout`` hides tokens of sentences in training, so
+    that the head listens to every part of a sentence. ``folds`` is the number of folds of the cross-fitting of user
+    vectors. Early stopping keeps the epoch with the lowest log-loss on a share ``validation`` of the reactions;
+    ``patience`` epochs without improvement end the training.
     """
 
     encoder_width: int = 128
@@ -44,7 +45,7 @@ class SimulatorConfig:
     learning_rate: float = 1.5e-3
     encoder_learning_rate: float = 3e-4
     weight_decay: float = 0.05
-    token_dropout: float = 0.0
+    token_dropout: float = 0.3
     folds: int = 8
     validation: float = 0.1
 
@@ -93,8 +94,8 @@ def pretrain_encoder(
     """Teach the encoder of `simulator` (in place) what sentences of the grammar say.
 
     A linear layer reads from the pooled state which genres and eras are named or evoked by a keyword of theirs,
-    popularity and reception; the loss is binary cross-entropy over all of them. A keyword of a genre thus comes to stand
-    for its genre, as its name does. The layer is thrown away. ``progress(loss)`` is called after every step.
+    popularity and reception; the loss is binary cross-entropy over all of them. A keyword of a genre thus comes to
+    stand for its genre, as its name does. The layer is thrown away. ``progress(loss)`` is called after every step.
     """
     rng = np.random.default_rng(seed)
     keywords = lexicon()
