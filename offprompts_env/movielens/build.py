@@ -403,6 +403,10 @@ class _Build:
             if out.exists():
                 out.replace(old)
             made.replace(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.replace(out)
+            raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)

@@ -166,6 +166,26 @@ def test_a_build_that_fails_while_writing_leaves_the_old_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_swap_that_fails_puts_the_old_bundle_back(
+    built: tuple[Path, Path], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(built[0], out)
+    before = contents(out)
+    rename = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new") and target == out:
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError):
+        build_assets(raw, out, CONFIG, built[1], quiet=True)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_changed_setting_redoes_only_what_depends_on_it(built: tuple[Path, Path], raw: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(built[1], work)

@@ -13,6 +13,9 @@ import numpy as np
 
 from offprompts_env.errors import StorageError
 
+#: Enters every key; raise it when the code of a stage changes what the stage makes.
+VERSION = 1
+
 
 class Stages:
     """The finished stages in the folder ``work``.
@@ -27,7 +30,7 @@ class Stages:
 
     def folder(self, name: str, needs: Sequence[str], settings: object, make: Callable[[Path], None]) -> Path:
         """Return the folder of the finished stage `name`, made by `make` unless it is there already."""
-        key = self.keys[name] = digest((name, [self.keys[need] for need in needs], settings))
+        key = self.keys[name] = digest((VERSION, name, [self.keys[need] for need in needs], settings))
         folder = self.work / f"{name}-{key[:16]}"
         if folder.is_dir():
             return folder
