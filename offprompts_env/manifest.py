@@ -186,6 +186,11 @@ def is_ours(entry: Path) -> bool:
     return name in (MANIFEST, PROMPTS) or _SHARD.fullmatch(name) is not None
 
 
+def has_shards(root: Path) -> bool:
+    """Say whether a directory holds rows of a log."""
+    return any(_SHARD.fullmatch(entry.name) for entry in root.iterdir())
+
+
 def remove_log(root: Path) -> None:
     """Remove the files of a log and no other ones."""
     # The last shard goes first: what a kill leaves behind is a log that misses shards, never one with rows mixed up.

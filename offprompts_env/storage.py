@@ -43,6 +43,7 @@ from offprompts_env.manifest import (
     Recording,
     Shard,
     find_manifest,
+    has_shards,
     is_ours,
     json_text,
     lock_directory,
@@ -206,6 +207,11 @@ class ShardWriter:
                 raise StorageError(
                     f"{self.path}: expected an empty directory or a log, found other files ({', '.join(foreign[:3])}); "
                     "choose another path"
+                )
+            if mode != "overwrite" and has_shards(self.path):
+                raise StorageError(
+                    f"{self.path}: expected an empty directory or a log, found shards of a log without its {MANIFEST}; "
+                    "restore that file from a copy, pass mode='overwrite' to lose the shards, or choose another path"
                 )
         if existing is None or existing.rows == 0 or mode == "overwrite":
             remove_log(self.path)

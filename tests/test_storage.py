@@ -369,6 +369,19 @@ def test_a_damaged_log_can_be_overwritten(tmp_path: Path) -> None:
     assert_same(load(path), make_log(5))
 
 
+@pytest.mark.parametrize("mode", ["refuse", "append"])
+def test_rows_without_a_manifest_are_not_thrown_away(tmp_path: Path, mode: storage.Mode) -> None:
+    path = save(make_log(20), tmp_path / "log", shard_rows=8)
+    (path / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(StorageError, match=r"shards of a log without its manifest\.json; restore"):
+        save(make_log(5), path, mode=mode)
+    (tmp_path / "manifest.json").rename(path / "manifest.json")
+    assert_same(load(path), make_log(20))
+    (path / "manifest.json").unlink()
+    save(make_log(5), path, mode="overwrite")
+    assert_same(load(path), make_log(5))
+
+
 # ------------------------------------------------------------------------------------------------ kills and full disks
 
 
