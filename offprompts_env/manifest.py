@@ -172,7 +172,7 @@ def json_text(value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(value), sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise DataError(f"metadata: expected an environment config that fits into JSON: {error}") from error
+        raise DataError(f"metadata: expected a config, seed and versions that fit into JSON: {error}") from error
 
 
 def shard_name(index: int) -> str:

@@ -17,7 +17,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -180,7 +180,7 @@ class ShardWriter:
         self._pending_rows = self._pending_characters = 0
         self._waiting_since = 0.0
         self._registered = False
-        json_text(self.metadata.env_config)
+        json_text(asdict(self.metadata))
         # While the interpreter ends is too late for this import, but not for writing the last rows.
         import pyarrow.parquet  # noqa: F401
 

@@ -281,6 +281,11 @@ class LogMetadata:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
 
+    def __post_init__(self) -> None:
+        # Seeds come out of NumPy as often as not, and JSON would refuse them when the first rows are written.
+        if isinstance(self.seed, np.integer):
+            object.__setattr__(self, "seed", int(self.seed))
+
 
 _OPTIONAL_COLUMNS: Mapping[str, type] = {
     "sentence": object,

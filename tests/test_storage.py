@@ -237,6 +237,11 @@ def test_append_takes_tuples_and_lists_alike(tmp_path: Path) -> None:
     assert len(load(tmp_path / "log")) == 100
 
 
+def test_seeds_of_numpy_are_seeds(tmp_path: Path) -> None:
+    log = replace(make_log(), metadata=LogMetadata(seed=np.int64(7)))
+    assert load(save(log, tmp_path / "log")).metadata.seed == 7
+
+
 @pytest.mark.parametrize("mode", ["refuse", "append", "overwrite"])
 def test_other_files_are_never_touched(tmp_path: Path, mode: storage.Mode) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
@@ -254,8 +259,9 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         save(log, tmp_path / "log", mode="apend")
     with pytest.raises(ConfigError, match="shard_rows: expected at least 1, got 0"):
         save(log, tmp_path / "log", shard_rows=0)
-    with pytest.raises(DataError, match="expected an environment config that fits into JSON"):
-        save(replace(log, metadata=LogMetadata(env_config={"part": object()})), tmp_path / "log")
+    for odd in (LogMetadata(env_config={"part": object()}), LogMetadata(seed=object())):
+        with pytest.raises(DataError, match="metadata: expected a config, seed and versions that fit into JSON"):
+            save(replace(log, metadata=odd), tmp_path / "log")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="expected a directory or nothing"):
         save(log, tmp_path / "file")
