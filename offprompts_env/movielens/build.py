@@ -223,7 +223,9 @@ class _Build:
                 )
             simulator.save(folder)
 
-        path = self.stages.folder("encoder", ("filter",), (config.simulator, config.seed), make)
+        size = config.simulator
+        settings = (size.encoder_width, size.encoder_layers, size.encoder_heads, size.pooling, size.pretraining_steps)
+        path = self.stages.folder("encoder", ("filter",), (*settings, config.seed), make)
         return LikeSimulator.load(path)
 
     def held_out(self) -> list[dict[str, Any]]:

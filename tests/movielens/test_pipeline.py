@@ -193,7 +193,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(built: tuple[Path, Pat
     changed = replace(CONFIG, simulator=replace(CONFIG.simulator, epochs=1))
     build_assets(raw, tmp_path / "bundle", changed, work, quiet=True)
     new = {path.name.rsplit("-", 1)[0] for path in work.iterdir() if path.name not in had}
-    assert new == {"encoder", "simulator", "encoders", "figures", "held-out"}
+    assert new == {"simulator", "encoders", "figures", "held-out"}
 
 
 def test_existing_models_take_the_place_of_trained_ones(built: tuple[Path, Path], raw: Path, tmp_path: Path) -> None:
