@@ -46,11 +46,9 @@ from agents.training import (
 )
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
+from offprompts_env.sampling import chosen_probabilities
 from offprompts_env.simulator import GaussianOutputs, OutputModel, Simulator
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
-
-# Numbers of a pmf that are held at once: 8 MiB of float32.
-_PMF_AT_ONCE = 1 << 21
 
 BatchT = TypeVar("BatchT", bound=HasInputs)
 
@@ -208,17 +206,6 @@ class Worlds:
             else:
                 columns.append(log.require_propensities(label))
         return StackedLogs.join(columns).to(torch.float32)
-
-
-def chosen_probabilities(policy: Policy, contexts: Contexts, actions: IntArray) -> FloatArray:
-    """Return ``π(a_i | x_i, q_i)`` of `actions` (n,) in `contexts`, (n,)."""
-    found = np.empty(len(contexts))
-    size = max(1, _PMF_AT_ONCE // policy.n_prompts)
-    for start in range(0, len(contexts), size):
-        part = slice(start, start + size)
-        pmf = policy.probabilities(contexts.take(part))
-        found[part] = pmf[np.arange(len(pmf)), actions[part]]
-    return found
 
 
 def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatArray:

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from offprompts_env.columns import make_dataset
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError, ResetNeededError
-from offprompts_env.sampling import check_probabilities
+from offprompts_env.sampling import chosen_probabilities
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
     Array,
@@ -225,8 +225,7 @@ class _Recorder:
             return np.full(len(contexts), np.nan)
         n = len(contexts)
         actions = check_actions(actions, self._n_prompts, n)
-        pmf = check_probabilities(self._policy.probabilities(contexts), n, self._n_prompts)
-        propensity = pmf[np.arange(n), actions].astype(np.float64)
+        propensity = chosen_probabilities(self._policy, contexts, actions)
         if not (propensity > 0).all():
             row = int(np.argmin(propensity > 0))
             raise PropensityError(

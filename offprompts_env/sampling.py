@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from offprompts_env.errors import DataError, NumericalError
 from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, check_actions
+
+# Numbers of a pmf that are held at once: 16 MiB of float64.
+_PMF_AT_ONCE = 1 << 21
 
 
 def check_probabilities(probabilities: FloatArray, n: int, n_prompts: int) -> FloatArray:
@@ -33,6 +38,37 @@ def check_probabilities(probabilities: FloatArray, n: int, n_prompts: int) -> Fl
             f"minimum {probabilities[row].min():.6g} in row {row}"
         )
     return probabilities
+
+
+def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Contexts, FloatArray]]:
+    """Yield rows, their contexts and their checked pmf (m, A), part by part so that the whole is never held.
+
+    Raises:
+        DataError: `policy` does not give distributions.
+        NumericalError: it gives NaN.
+    """
+    size = max(1, _PMF_AT_ONCE // policy.n_prompts)
+    for start in range(0, len(contexts), size):
+        rows = slice(start, min(start + size, len(contexts)))
+        part = contexts.take(rows)
+        yield rows, part, check_probabilities(policy.probabilities(part), len(part), policy.n_prompts)
+
+
+def pick(probabilities: FloatArray, actions: IntArray) -> FloatArray:
+    """Return the probability (n,) float64 with which :func:`inverse_cdf` draws `actions` (n,) from rows (n, A).
+
+    That is relative to the row's own total, which need not be 1 to the last digit.
+    """
+    total = probabilities.sum(axis=1, dtype=np.float64)
+    return np.asarray(np.minimum(probabilities[np.arange(len(actions)), actions] / total, 1.0))
+
+
+def chosen_probabilities(policy: Policy, contexts: Contexts, actions: IntArray) -> FloatArray:
+    """Return ``π(a_i | x_i, q_i)`` of `actions` (n,) in `contexts`, (n,) float64; raises as :func:`pmf_by_parts`."""
+    found = np.empty(len(contexts))
+    for rows, _, pmf in pmf_by_parts(policy, contexts):
+        found[rows] = pick(pmf, actions[rows])
+    return found
 
 
 def inverse_cdf(probabilities: FloatArray, uniforms: FloatArray) -> npt.NDArray[np.int64]:
@@ -69,4 +105,4 @@ def sample_actions(policy: Policy, contexts: Contexts, rng: np.random.Generator)
         return check_actions(actions, policy.n_prompts, n), np.asarray(propensities, dtype=np.float64)
     probabilities = check_probabilities(policy.probabilities(contexts), n, policy.n_prompts)
     actions = inverse_cdf(probabilities, rng.random(n))
-    return actions, probabilities[np.arange(n), actions].astype(np.float64)
+    return actions, pick(probabilities, actions)

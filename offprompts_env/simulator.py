@@ -16,7 +16,7 @@ import numpy as np
 
 from offprompts_env.errors import ConfigError, DimensionError, unknown_name
 from offprompts_env.rng import stream
-from offprompts_env.sampling import check_probabilities, inverse_cdf, sample_actions
+from offprompts_env.sampling import inverse_cdf, pmf_by_parts, sample_actions
 from offprompts_env.types import (
     Contexts,
     Estimate,
@@ -319,9 +319,7 @@ class Simulator:
             contexts = self.evaluation_contexts(rounds, seed)
         if self.exact:
             terms: FloatArray = np.empty(len(contexts))
-            for rows in self._chunks(len(contexts)):
-                part = contexts.take(rows)
-                pmf = check_probabilities(policy.probabilities(part), len(part), self.n_prompts)
+            for rows, part, pmf in pmf_by_parts(policy, contexts):
                 terms[rows] = np.einsum("na,na->n", pmf, self.expected_rewards(part))
         else:
             actions = self._common_actions(policy, contexts, seed)
@@ -346,9 +344,7 @@ class Simulator:
             return sample_actions(policy, contexts, rng)[0]
         uniforms = rng.random(len(contexts))
         actions = np.empty(len(contexts), dtype=np.int64)
-        for rows in self._chunks(len(contexts)):
-            part = contexts.take(rows)
-            pmf = check_probabilities(policy.probabilities(part), len(part), self.n_prompts)
+        for rows, _, pmf in pmf_by_parts(policy, contexts):
             actions[rows] = inverse_cdf(pmf, uniforms[rows])
         return actions
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offprompts_env.errors import DataError, DimensionError, NumericalError
-from offprompts_env.sampling import inverse_cdf, sample_actions
+from offprompts_env.sampling import chosen_probabilities, inverse_cdf, sample_actions
 from offprompts_env.simulator import RewardNoise, Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, FloatArray, Outputs
@@ -131,3 +131,13 @@ def test_sampled_frequencies_match_the_pmf() -> None:
     actions, propensities = sample_actions(policy, contexts, np.random.default_rng(0))
     assert np.bincount(actions) / len(actions) == pytest.approx(policy.row, abs=0.007)
     assert (propensities == policy.row[actions]).all()
+
+
+def test_propensities_are_those_of_the_draw_where_rows_sum_to_nearly_one() -> None:
+    policy = Table(np.array([1.0005, 0.0, 0.0, 0.0]))
+    contexts = tiny().evaluation_contexts(3)
+    assert sample_actions(policy, contexts, np.random.default_rng(0))[1].tolist() == [1.0] * 3
+    policy = Table(np.array([0.3, 0.3, 0.2, 0.1995]))
+    actions, propensities = sample_actions(policy, contexts, np.random.default_rng(0))
+    assert propensities == pytest.approx(policy.row[actions] / 0.9995, rel=1e-12)
+    assert chosen_probabilities(policy, contexts, actions) == pytest.approx(propensities, rel=1e-12)

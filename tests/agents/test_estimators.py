@@ -8,7 +8,7 @@ import pytest
 
 import agents
 import offprompts_env as op
-from offprompts_env.errors import ConfigError, DimensionError, PropensityError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError, PropensityError
 from offprompts_env.types import LoggedDataset, PromptSet
 
 # A discrete world of two contexts and three prompts, enumerated: context x is the number x.
@@ -120,6 +120,11 @@ def test_wrong_input(simulator, log):
     assert agents.IS().estimate(policy, unknown, logging_policy=policy).value == pytest.approx(
         log.reward.mean(), rel=1e-5
     )
+    for estimator in (agents.IS(), agents.DM(Known(lambda contexts: np.zeros((len(contexts), 3))))):
+        with pytest.raises(DataError, match=r"sum 1\.5"):
+            estimator.estimate(Table(np.full((2, 3), 0.5)), cells()[0][1])
+        with pytest.raises(NumericalError, match="NaN"):
+            estimator.estimate(Table(np.full((2, 3), np.nan)), cells()[0][1])
     with pytest.raises(DimensionError, match="12 prompts"):
         agents.IS().estimate(agents.UniformPolicy(5), log)
     with pytest.raises(DimensionError, match="fingerprint"):
