@@ -21,11 +21,16 @@ class Config:
         Raises:
             ConfigError: a setting is unknown (the message names the nearest valid one) or out of range.
         """
-        valid = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        valid = cls.names()
         for name in settings:
             if name not in valid:
                 raise unknown_name("setting", name, valid)
         return cls(**settings)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all settings."""
+        return [f.name for f in fields(cls)]  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a JSON-able dict from which :meth:`from_settings` makes an equal record."""

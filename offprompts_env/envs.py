@@ -17,6 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from offprompts_env.config import Config
 from offprompts_env.errors import ActionError, ConfigError, ResetNeededError, unknown_name
 from offprompts_env.simulator import (
     ContextSource,
@@ -190,7 +191,9 @@ class PromptEnv(gym.Env[Any, Any]):
             ActionError: not an integer, or not in [0, A).
         """
         if not self._open:
-            raise ResetNeededError("step: expected an open round, but the last one has ended; call reset() first")
+            raise ResetNeededError(
+                "step: expected an open round, found none; call reset() first, and again after each step"
+            )
         index = self._check_action(action)
         said, expected, reward = self._block.play(self._row, index)
         self._open = False
@@ -207,7 +210,9 @@ class PromptEnv(gym.Env[Any, Any]):
         if isinstance(action, int | np.integer) and not isinstance(action, bool):
             if 0 <= action < self._n_prompts:
                 return int(action)
-            raise ActionError(f"action: expected an index in [0, {self._n_prompts}), got {action}")
+            raise ActionError(
+                f"action: expected an index in [0, {self._n_prompts}), got {action}; pass the index of a prompt"
+            )
         if isinstance(action, np.ndarray) and action.size == 1:
             return int(check_actions(action.reshape(1), self._n_prompts, 1)[0])
         raise ActionError(
@@ -336,6 +341,21 @@ class PromptVectorEnv(VectorEnv[Any, Any, Any]):
         return {name: getattr(contexts, name) for name in _ABOUT if getattr(contexts, name) is not None}
 
 
+def _check_settings(config: type[Config], settings: Mapping[str, Any], *more: str) -> None:
+    """Raise :class:`ConfigError` for a keyword argument that the environment does not have."""
+    valid = {*config.names(), "contexts", "outputs", "rewards", "render_mode", *more}
+    for name in settings:
+        if name not in valid:
+            raise unknown_name("setting", name, valid)
+
+
+def _own(parts: Mapping[str, object | None]) -> dict[str, str]:
+    """Return the classes of the caller's own parts: a log must not claim to come from the built-in ones."""
+    return {
+        name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in parts.items() if part is not None
+    }
+
+
 def _synthetic(
     preset: str,
     contexts: ContextSource | None,
@@ -343,8 +363,10 @@ def _synthetic(
     rewards: RewardModel | None,
     settings: dict[str, Any],
 ) -> tuple[Simulator, dict[str, Any]]:
+    _check_settings(SyntheticConfig, settings, "preset")
     config = SyntheticConfig.preset(preset, **settings)
-    return config.build(contexts=contexts, outputs=outputs, rewards=rewards), config.to_json()
+    parts: dict[str, Any] = {"contexts": contexts, "outputs": outputs, "rewards": rewards}
+    return config.build(**parts), config.to_json() | _own(parts)
 
 
 def _movielens(
@@ -355,8 +377,10 @@ def _movielens(
 ) -> tuple[Simulator, dict[str, Any]]:
     from offprompts_env.movielens.parts import MovieLensConfig
 
+    _check_settings(MovieLensConfig, settings)
     config: MovieLensConfig = MovieLensConfig.from_settings(settings)
-    return config.build(contexts=contexts, outputs=outputs, rewards=rewards), config.to_json()
+    parts: dict[str, Any] = {"contexts": contexts, "outputs": outputs, "rewards": rewards}
+    return config.build(**parts), config.to_json() | _own(parts)
 
 
 class SyntheticEnv(PromptEnv):

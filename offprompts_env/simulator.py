@@ -186,21 +186,12 @@ class Simulator:
     def __init__(
         self, contexts: ContextSource, outputs: OutputModel, rewards: RewardModel, *, reward_std: float = 1.0
     ) -> None:
-        for name, part, protocol in (
-            ("contexts", contexts, ContextSource),
-            ("outputs", outputs, OutputModel),
-            ("rewards", rewards, RewardModel),
-        ):
-            if not isinstance(part, protocol):
-                needed = [m for m in dir(protocol) if not m.startswith("_")]
-                missing = [m for m in needed if not hasattr(part, m)]
-                raise ConfigError(
-                    f"{name}: expected an object like {protocol.__name__}, but {type(part).__name__} lacks "
-                    f"{', '.join(missing)}; add what is missing"
-                )
+        check_parts(contexts=contexts, outputs=outputs, rewards=rewards)
         self.contexts, self.outputs, self.rewards = contexts, outputs, rewards
         self.noise = RewardNoise(rewards.kind, reward_std)
         self._check_dimensions()
+        if self.exact:
+            self._check_closed_form()
 
     def _check_dimensions(self) -> None:
         """Find parts that do not fit when they are put together; an output is not drawn, since it may be costly."""
@@ -231,6 +222,30 @@ class Simulator:
                     f"rewards: expected to read outputs of dimension {self.outputs.output_dim}, but the reward model "
                     f"reads {found_dim}; build both with the same output dimension"
                 )
+
+    def _check_closed_form(self) -> None:
+        """Find parts whose closed form is not what they draw: a subclass that overrides only one of the two."""
+        outputs, rewards = self.outputs, self.rewards
+        if not (isinstance(outputs, GaussianOutputs) and isinstance(rewards, LinearReward)):
+            return
+        rng = np.random.default_rng(0)
+        probe = self.contexts.sample(8, rng)
+        # Under the same randomness two prompts differ by their effects, whatever the noise is.
+        first, last = (np.full(8, action) for action in (0, self.n_prompts - 1))
+        drawn = [outputs.sample(probe, actions, np.random.default_rng(1)).embedding for actions in (first, last)]
+        effect = outputs.effects[last] - outputs.effects[first]
+        if not np.allclose(drawn[1] - drawn[0], effect, rtol=1e-3, atol=1e-4 * np.abs(drawn).max()):
+            raise ConfigError(
+                f"outputs: {type(outputs).__name__} has effects and base(), a closed form, but sample() draws "
+                "something else; change both alike, or pass an object with sample() only"
+            )
+        value = np.einsum("nd,nd->n", rewards.weights(probe), drawn[0])
+        value = logistic(value) if rewards.kind == "binary" else value
+        if not np.allclose(rewards.mean(probe, Outputs(drawn[0])), value, rtol=1e-3, atol=1e-3 * np.abs(value).max()):
+            raise ConfigError(
+                f"rewards: {type(rewards).__name__} has weights(), a closed form, but mean() is something else; "
+                "change both alike, or pass an object with mean() only"
+            )
 
     @property
     def prompts(self) -> PromptSet:
@@ -351,6 +366,28 @@ class Simulator:
     def _chunks(self, n: int) -> Iterator[slice]:
         size = max(1, _CHUNK // self.n_prompts)
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def check_parts(
+    *, contexts: ContextSource | None = None, outputs: OutputModel | None = None, rewards: RewardModel | None = None
+) -> None:
+    """Check that the parts that are given have the methods of their protocols.
+
+    Raises:
+        ConfigError: one lacks some; the message names them.
+    """
+    for name, part, protocol in (
+        ("contexts", contexts, ContextSource),
+        ("outputs", outputs, OutputModel),
+        ("rewards", rewards, RewardModel),
+    ):
+        if part is not None and not isinstance(part, protocol):
+            needed = [m for m in dir(protocol) if not m.startswith("_")]
+            missing = [m for m in needed if not hasattr(part, m)]
+            raise ConfigError(
+                f"{name}: expected an object like {protocol.__name__}, but {type(part).__name__} lacks "
+                f"{', '.join(missing)}; add what is missing"
+            )
 
 
 def _logistic_normal_mean(location: FloatArray, scale: FloatArray, nodes: int = 32) -> FloatArray:

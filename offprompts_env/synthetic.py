@@ -23,7 +23,15 @@ import numpy as np
 from offprompts_env.config import Config, check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, unknown_name
 from offprompts_env.rng import stream
-from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator, logistic
+from offprompts_env.simulator import (
+    ContextSource,
+    OutputModel,
+    RewardKind,
+    RewardModel,
+    Simulator,
+    check_parts,
+    logistic,
+)
 from offprompts_env.types import Contexts, FloatArray, IntArray, Outputs, PromptSet
 
 
@@ -146,8 +154,10 @@ class SyntheticConfig(Config):
         """Return the simulator of this world; a part that is given takes the place of the built-in one.
 
         Raises:
+            ConfigError: a given part lacks a method.
             DimensionError: a given part does not fit the others; the message names both dimensions.
         """
+        check_parts(contexts=contexts, outputs=outputs, rewards=rewards)
         source = GaussianContexts.draw(self) if contexts is None else contexts
         # The other parts take the dimensions of a part that was given, so one can be replaced without repeating them.
         config = replace(self, context_dim=source.context_dim, query_dim=source.query_dim)

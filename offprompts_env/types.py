@@ -446,7 +446,9 @@ def check_actions(action: npt.ArrayLike, n_prompts: int, n: int) -> npt.NDArray[
     array = array.astype(np.int64, copy=False)
     if n and (array.min() < 0 or array.max() >= n_prompts):
         row = int(np.argmax((array < 0) | (array >= n_prompts)))
-        raise ActionError(f"action: expected an index in [0, {n_prompts}), got {array[row]} in row {row}")
+        raise ActionError(
+            f"action: expected an index in [0, {n_prompts}), got {array[row]} in row {row}; pass indices of prompts"
+        )
     return array
 
 

@@ -210,6 +210,12 @@ def test_step_before_reset_and_twice() -> None:
         ({"mapping": "cubic"}, "unknown mapping 'cubic'"),
         ({"preset": "paper"}, "did you mean 'paper_code'"),
         ({"n_prompts": "many"}, "n_prompts: expected an integer"),
+        ({"presett": "paper_code"}, "did you mean 'preset'"),
+        ({"render": "ansi"}, "did you mean 'render_mode'"),
+        ({"reward": 3}, "did you mean 'rewards'"),
+        ({"contexts": "mine"}, "contexts: expected an object like ContextSource, but str lacks context_dim"),
+        ({"outputs": 3}, "outputs: expected an object like OutputModel, but int lacks output_dim, prompts, sample"),
+        ({"rewards": 3}, "rewards: expected an object like RewardModel, but int lacks kind, mean"),
     ],
 )
 def test_wrong_settings_through_make(settings: dict[str, object], words: str) -> None:
@@ -237,6 +243,16 @@ def test_specs_are_json_able_and_make_the_environment_again(env_id: str) -> None
     assert rollout(plugin, 1) == rollout(env, 1)
     by_config = gym.make(env_id, **env.unwrapped.config)
     assert rollout(by_config, 1) == rollout(env, 1)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_own_parts_are_named_in_the_config(env_id: str) -> None:
+    own = make(env_id).unwrapped.simulator.contexts
+    config = make(env_id, contexts=own).unwrapped.config
+    assert config == make(env_id).unwrapped.config | {"contexts": f"{type(own).__module__}.{type(own).__name__}"}
+    # So a log of it never passes for one of the built-in world.
+    with pytest.raises(ConfigError, match="contexts: expected an object like ContextSource"):
+        gym.make(env_id, **config)
 
 
 @pytest.mark.parametrize("env_id", IDS)

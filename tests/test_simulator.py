@@ -3,10 +3,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from offprompts_env.errors import DataError, DimensionError, NumericalError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
 from offprompts_env.sampling import chosen_probabilities, inverse_cdf, sample_actions
 from offprompts_env.simulator import RewardNoise, Simulator
-from offprompts_env.synthetic import SyntheticConfig
+from offprompts_env.synthetic import AdditiveOutputs, BilinearReward, SyntheticConfig
 from offprompts_env.types import Contexts, FloatArray, Outputs
 
 
@@ -141,3 +141,25 @@ def test_propensities_are_those_of_the_draw_where_rows_sum_to_nearly_one() -> No
     actions, propensities = sample_actions(policy, contexts, np.random.default_rng(0))
     assert propensities == pytest.approx(policy.row[actions] / 0.9995, rel=1e-12)
     assert chosen_probabilities(policy, contexts, actions) == pytest.approx(propensities, rel=1e-12)
+
+
+class Saturating(BilinearReward):
+    """Overrides what is played, and forgets what the closed form reads."""
+
+    def mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        return np.tanh(3 * super().mean(contexts, outputs))
+
+
+class Squashed(AdditiveOutputs):
+    def sample(self, contexts: Contexts, actions: np.ndarray, rng: np.random.Generator) -> Outputs:
+        return Outputs(np.tanh(super().sample(contexts, actions, rng).embedding))
+
+
+@pytest.mark.parametrize("kind", ["continuous", "binary"])
+def test_parts_that_play_another_game_than_their_closed_form_are_refused(kind: str) -> None:
+    config = SyntheticConfig(n_prompts=4, reward_type=kind)
+    with pytest.raises(ConfigError, match=r"Saturating has weights\(\).* but mean\(\) is something else"):
+        config.build(rewards=Saturating.draw(config))
+    with pytest.raises(ConfigError, match=r"Squashed has effects .* but sample\(\) draws something else"):
+        config.build(outputs=Squashed.draw(config))
+    assert not config.build(outputs=Opaque(Squashed.draw(config))).exact

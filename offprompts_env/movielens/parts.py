@@ -19,7 +19,7 @@ from offprompts_env.movielens.rewards import (
     SimulatedLikes,
     UnpromptedSentences,
 )
-from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator
+from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator, check_parts
 from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
@@ -217,8 +217,9 @@ class MovieLensConfig(Config):
             BundleError: the bundle is missing or damaged.
             ModelError: a model cannot be loaded or used.
             DimensionError: parts disagree about a dimension.
-            ConfigError: more prompts than there are keywords, or a setting that does not fit.
+            ConfigError: more prompts than there are keywords, a setting that does not fit, or a part without a method.
         """
+        check_parts(contexts=contexts, outputs=outputs, rewards=rewards)
         bundle = Bundle.open(self.bundle, device=self.device)
         source = self._contexts(bundle) if contexts is None else contexts
         model = self._outputs(bundle) if outputs is None else outputs
