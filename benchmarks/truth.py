@@ -60,7 +60,7 @@ def exact_truth(simulator: Simulator, n: int = 10_000, seed: int = 0) -> Truth:
     return Truth(contexts, rewards, rewards, np.arange(n))
 
 
-def drawn_truth(simulator: Simulator, *, users: int = 200, movies: int = 60, samples: int = 2, seed: int = 0) -> Truth:
+def drawn_truth(simulator: Simulator, *, users: int = 100, movies: int = 60, samples: int = 2, seed: int = 0) -> Truth:
     """Return the mean rewards of `users` × `movies` rounds over `samples` sentences of each (movie, prompt) a half.
 
     Needs ``2 · movies · A · samples`` sentences. Users and movies must have ids and be drawn independently.

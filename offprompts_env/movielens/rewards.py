@@ -185,10 +185,18 @@ class LikeReward:
         """Return ``mean_k P(like | x, q, s0_k)``, (n,)."""
         queries = query_texts(contexts)
         distinct = {query: row for row, query in enumerate(dict.fromkeys(queries))}
-        states = np.stack(self._states_about(list(distinct)))[[distinct[query] for query in queries]]
+        asked = np.array([distinct[query] for query in queries], dtype=np.int64)
+        # A user who is shown many prompts for one query has one reference.
+        columns = np.column_stack([contexts.context, contexts.query, asked.astype(np.float64)])
+        pairs = columns.view(f"V{columns.strides[0]}")[:, 0].tolist()
+        first = {pair: row for row, pair in reversed(list(enumerate(pairs)))}
+        rows = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+        place = dict(zip(first, range(len(first)), strict=True))
+        pair_of = [place[pair] for pair in pairs]
+        states = np.stack(self._states_about(list(distinct)))[asked[rows]]
         samples = self.unprompted.n_samples
-        liked = self.model.probability(contexts.repeat(samples), states.reshape(-1, states.shape[-1]))
-        return np.asarray(liked.reshape(-1, samples).mean(axis=1))
+        liked = self.model.probability(contexts.take(rows).repeat(samples), states.reshape(-1, states.shape[-1]))
+        return np.asarray(liked.reshape(-1, samples).mean(axis=1)[pair_of])
 
     def _states_about(self, queries: list[str]) -> list[FloatArray]:
         missing = [query for query in queries if query not in self._reference_states]
