@@ -1,23 +1,27 @@
 """Policies, each defined by its probability mass function over prompts.
 
-Every policy here saves to a directory (``policy.json`` and ``policy.safetensors``) and loads back with the same bits,
-except those made of a caller's own function. Symbols: ``n`` rounds, ``A`` prompts.
+Every policy here saves to a directory and loads back with the same bits, except those made of a caller's own function:
+``policy.json`` says what it is, and names ``policy-<checksum>.safetensors`` beside it. Symbols: ``n`` rounds, ``A``
+prompts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load as deserialise
+from safetensors.numpy import save as serialise
 
 from agents.networks import MLP
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, OffPromptsError, StorageError, unknown_name
+from offprompts_env.manifest import write_atomic
 from offprompts_env.simulator import Simulator
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy, PromptSet
 
@@ -25,6 +29,7 @@ Scores = Callable[[Contexts], FloatArray]
 """A score for every prompt, (n, A): a reward model, or any function."""
 
 FORMAT_VERSION = 1
+_DESCRIPTION = "policy.json"
 
 
 @dataclass(frozen=True)
@@ -328,13 +333,28 @@ def save_policy(policy: Policy, path: str | Path) -> Path:
             "to_record(); clone it with agents.BehaviorCloning to get one that saves"
         )
     record, directory = policy.to_record(), Path(path)
-    description = {"format_version": FORMAT_VERSION, "kind": record.kind, "settings": record.settings}
+    content = serialise(dict(record.tensors))
+    checksum = hashlib.sha256(content).hexdigest()
+    weights = f"policy-{checksum[:16]}.safetensors"
+    description = {
+        "format_version": FORMAT_VERSION,
+        "kind": record.kind,
+        "settings": record.settings,
+        "weights": weights,
+        "sha256": checksum,
+    }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(dict(record.tensors), directory / "policy.safetensors")
-        (directory / "policy.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_atomic(directory / weights, content)
+        # The policy that was here before stays whole until this one is.
+        write_atomic(directory / _DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+        for old in directory.glob("policy-*.safetensors"):
+            if old.name != weights:
+                old.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"policy: cannot write to {directory}: {error}") from error
+        raise StorageError(
+            f"policy: cannot write to {directory}: {error}; free some space or choose another path"
+        ) from error
     return directory
 
 
@@ -351,24 +371,36 @@ def load_policy(path: str | Path, prompts: PromptSet | None = None) -> Policy:
     """
     directory = Path(path)
     try:
-        description = json.loads((directory / "policy.json").read_text(encoding="utf-8"))
-        version, kind, settings = (description[key] for key in ("format_version", "kind", "settings"))
+        description = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
+        version = description["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"policy: expected a directory with policy.json and policy.safetensors at {directory}, but {error!r}"
+            f"policy: expected a directory that save_policy wrote, with {_DESCRIPTION}, at {directory}, but {error!r}"
         ) from error
-    if version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StorageError(
-            f"policy: {directory} has format version {version}, this package reads up to {FORMAT_VERSION}; update it"
+            f"policy: {directory} has format version {version}, this package reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U offprompts-env"
         )
-    if kind not in _POLICIES:
-        raise unknown_name("policy", kind, _POLICIES)
+    if description.get("kind") not in _POLICIES:
+        raise unknown_name("policy", description.get("kind"), _POLICIES)
     try:
-        policy = _POLICIES[kind](Record(kind, settings, load_file(directory / "policy.safetensors")))
+        content = (directory / description["weights"]).read_bytes()
+        expected, actual = description["sha256"], hashlib.sha256(content).hexdigest()
+        make, record = _POLICIES[description["kind"]], Record(description["kind"], description["settings"])
+        policy = make(replace(record, tensors=deserialise(content))) if actual == expected else None
     except OffPromptsError:
         raise
     except Exception as error:
-        raise StorageError(f"policy: the files in {directory} do not fit together or are damaged: {error!r}") from error
+        raise StorageError(
+            f"policy: the files in {directory} do not fit together or are damaged: "
+            f"{type(error).__name__}: {error}; save the policy again"
+        ) from error
+    if policy is None:
+        raise StorageError(
+            f"policy: {directory / description['weights']} is damaged: expected SHA-256 {expected}, got {actual}; "
+            "save the policy again"
+        )
     if prompts is not None:
         if policy.n_prompts != len(prompts):
             raise DimensionError(f"policy: expected {len(prompts)} prompts as in the catalogue, got {policy.n_prompts}")

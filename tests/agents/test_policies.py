@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,9 +103,41 @@ def test_wrong_files(policies, log, tmp_path):
         with pytest.raises(error):
             agents.load_policy(path)
     (path / "policy.json").write_text(json.dumps(description))
-    (path / "policy.safetensors").write_bytes(b"damaged")
-    with pytest.raises(StorageError, match="damaged"):
+    weights = path / description["weights"]
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(StorageError, match=r"damaged: expected SHA-256 .*; save the policy again"):
+        agents.load_policy(path)
+    weights.unlink()
+    with pytest.raises(StorageError, match=r"damaged: FileNotFoundError.*policy-"):
         agents.load_policy(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         policies["neural"].save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_kill_or_a_full_disk_leaves_the_old_policy_or_the_new_one(policies, log, tmp_path, monkeypatch, writes):
+    old, new = policies["neural"], agents.ImportanceSamplingPG(steps=20).fit(log, seed=1)
+    old.save(tmp_path / "p")
+    left = iter(range(writes))
+
+    def fails(step):
+        def run(*arguments, **settings):
+            if next(left, None) is None:
+                raise OSError(28, "No space left on device")
+            return step(*arguments, **settings)
+
+        return run
+
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync")):
+        monkeypatch.setattr(owner, name, fails(getattr(owner, name)))
+    with contextlib.suppress(StorageError, OSError):
+        new.save(tmp_path / "p")
+    monkeypatch.undo()
+    found = agents.load_policy(tmp_path / "p").probabilities(log.contexts)
+    assert any(np.array_equal(found, policy.probabilities(log.contexts)) for policy in (old, new))
+    new.save(tmp_path / "p")
+    assert np.array_equal(
+        agents.load_policy(tmp_path / "p").probabilities(log.contexts), new.probabilities(log.contexts)
+    )
+    assert len(list((tmp_path / "p").glob("policy-*.safetensors"))) == 1
