@@ -36,6 +36,7 @@ from offprompts_env.types import (
     Policy,
     PromptSet,
     check_actions,
+    check_rewards,
 )
 
 Observation = dict[str, FloatArray]
@@ -301,6 +302,7 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         Raises:
             ResetNeededError: no round is open.
             PropensityError: the policy gives the action probability 0.
+            NumericalError: the reward is NaN or infinite; this round is not recorded, those before it are kept.
         """
         if self._shown is None:
             raise ResetNeededError("step: expected an open round; call reset() first")
@@ -308,6 +310,8 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         propensity = given if given is not None else self._propensity(shown, action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._shown = self._given = None
+        if not math.isfinite(float(reward)):
+            check_rewards(np.array([reward]))
         chosen = np.asarray(action).item()
         self._sink.add({**shown, "action": chosen, "propensity": propensity, "reward": reward, **said_columns(info)})
         return observation, reward, terminated, truncated, info
@@ -372,6 +376,7 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         Raises:
             ResetNeededError: no rounds are open.
             PropensityError: the policy gives an action probability 0.
+            NumericalError: a reward is NaN or infinite; these rounds are not recorded, those before them are kept.
         """
         if self._shown is None:
             raise ResetNeededError("step: expected open rounds; call reset() first")
@@ -382,11 +387,12 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         row = {**shown, "action": chosen, "propensity": propensity, "reward": np.array(reward), **said}
         if self.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
             self._resetting = played & np.logical_or(terminated, truncated)
+        self._shown, self._given = shown_columns(observation, infos), None
+        check_rewards(row["reward"][played])
         if played.all():
             self._sink.add(row, self.num_envs)
         elif played.any():
             self._sink.add({name: values[played] for name, values in row.items()}, int(played.sum()))
-        self._shown, self._given = shown_columns(observation, infos), None
         return observation, reward, terminated, truncated, infos
 
     def _propensities(self, shown: Mapping[str, Any], actions: IntArray, played: Array) -> FloatArray:

@@ -21,6 +21,7 @@ from offprompts_env.errors import (
     ConfigError,
     DataError,
     DimensionError,
+    NumericalError,
     PropensityError,
     ResetNeededError,
     StorageError,
@@ -267,6 +268,37 @@ def test_wrapper_misuse(tmp_path: Path) -> None:
         env.reset(seed=0)
         with pytest.raises(PropensityError, match=r"gives probability 0\.0 to action 3"):
             env.step(np.int64(3))
+
+
+def test_a_nan_reward_costs_no_other_round(tmp_path: Path) -> None:
+    env = RecordLoggedData(TransformReward(make_env(), lambda r: math.nan if r > 1 else r), tmp_path / "log")
+    lost = 0
+    for seed in range(40):
+        env.reset(seed=seed)
+        try:
+            env.step(np.int64(0))
+        except NumericalError:
+            lost += 1
+    assert 0 < lost < 40
+    assert len(env.dataset()) == 40 - lost
+    env.close()
+    envs = RecordVectorLoggedData(VectorReward(make_vector("native")), tmp_path / "vector")
+    envs.reset(seed=0)
+    envs.step(np.zeros(5, dtype=int))
+    with pytest.raises(NumericalError, match="got nan in row 4"):
+        envs.step(np.full(5, 3))
+    envs.step(np.ones(5, dtype=int))
+    assert envs.dataset().action.tolist() == [0] * 5 + [1] * 5
+    assert_consistent(envs.dataset(), envs.unwrapped.simulator)
+    envs.close()
+
+
+class VectorReward(gym.vector.VectorWrapper):
+    """Spoils the last reward when prompt 3 is played."""
+
+    def step(self, actions: Any) -> Any:
+        observation, reward, *rest = self.env.step(actions)
+        return observation, np.append(reward[:-1], math.nan if actions[-1] == 3 else reward[-1]), *rest
 
 
 def test_wrapper_keeps_text_and_ids(tmp_path: Path) -> None:
