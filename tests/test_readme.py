@@ -32,7 +32,7 @@ def test_examples_run(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_commands_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)\b", README))
+    named = set(re.findall(r"(?:^    |^|`)make ([a-z]+)\b", README, flags=re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= targets
 
