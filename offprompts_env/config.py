@@ -43,7 +43,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
     valid = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not valid or (high is not None and isinstance(value, int) and value > high):
         span = f"≥ {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name}: expected an integer {span}, got {value!r}")
+        raise ConfigError(f"{name}: expected an integer {span}, got {value!r}{_foreign(value)}")
 
 
 def check_number(name: str, value: object, low: float = -math.inf, *, strict: bool = False) -> None:
@@ -51,4 +51,9 @@ def check_number(name: str, value: object, low: float = -math.inf, *, strict: bo
     valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not valid or value < low or (strict and value == low):  # type: ignore[operator]
         bound = "" if low == -math.inf else f" {'>' if strict else '≥'} {low}"
-        raise ConfigError(f"{name}: expected a finite number{bound}, got {value!r}")
+        raise ConfigError(f"{name}: expected a finite number{bound}, got {value!r}{_foreign(value)}")
+
+
+def _foreign(value: object) -> str:
+    # Settings go into JSON, which knows no numbers of NumPy or torch.
+    return "; make it a Python number with .item()" if hasattr(value, "item") else ""

@@ -24,6 +24,7 @@ from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
 from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.loading import DTYPES
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
 from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
 
@@ -199,6 +200,11 @@ class MovieLensConfig(Config):
             if getattr(self, name) not in get_args(valid):
                 raise unknown_name(name, getattr(self, name), get_args(valid))
         Decoding.from_mapping(self.decoding)
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, DTYPES)
+        for name in ("template", "template_without_prompt", "pad_token"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name}: expected text or None, got {getattr(self, name)!r}")
         if self.language_model is None and (self.chat_template or self.pad_token is not None):
             raise ConfigError("chat_template, pad_token: the bundle's model needs neither; set language_model too")
 
@@ -285,9 +291,15 @@ class MovieLensConfig(Config):
     def _encoder(self, bundle: Bundle, name: str, texts: Sequence[str]) -> PCAEncoder:
         """Return the encoder called `name`: the bundle's, or one of the configured model fitted on `texts`."""
         source = getattr(self, f"{name}_encoder")
-        dim = getattr(self, f"{'output' if name == 'sentence' else name}_dim")
+        setting = f"{'output' if name == 'sentence' else name}_dim"
+        dim = getattr(self, setting)
         shipped = bundle.encoder(name)
         if source is None:
+            if dim is not None and dim > shipped.dim:
+                raise ConfigError(
+                    f"{setting}: expected at most {shipped.dim}, what the bundle's encoder has, got {dim}; ask for "
+                    f"fewer, or set {name}_encoder to one of your own"
+                )
             return shipped if dim is None else shipped.leading(dim)
         encoder = TextEncoder.from_pretrained(
             source, pooling=self.pooling, device=self.device, dtype=self.dtype, pad_token=self.pad_token

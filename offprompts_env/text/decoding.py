@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, NumericalError, unknown_name
 
 # How many of the largest weights are looked at, in turn, before a nucleus is searched by a full sort, which costs
@@ -42,12 +43,15 @@ class Decoding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_integer("top_k", self.top_k, 0)
+        for name in ("temperature", "top_p", "min_p"):
+            check_number(name, getattr(self, name), 0)
         checks = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "an integer ≥ 1"),
-            ("temperature", 0 < self.temperature < float("inf"), "a finite number > 0 (greedy=True for the limit 0)"),
-            ("top_k", self.top_k >= 0, "an integer ≥ 0, with 0 for no limit"),
+            ("temperature", self.temperature > 0, "a finite number > 0 (greedy=True for the limit 0)"),
             ("top_p", 0 < self.top_p <= 1, "a number in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "a number in [0, 1]"),
+            ("min_p", self.min_p <= 1, "a number in [0, 1]"),
+            ("greedy", isinstance(self.greedy, bool), "True or False"),
             ("stop", all(isinstance(text, str) and text for text in self.stop), "non-empty strings"),
         )
         for name, fine, expected in checks:
@@ -57,6 +61,8 @@ class Decoding:
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Decoding:
         """Make it from a JSON-able mapping; unknown names are answered with the nearest valid one."""
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"decoding: expected names and values, such as {{'temperature': 0.7}}, got {settings!r}")
         valid = [f.name for f in fields(cls)]
         for name in settings:
             if name not in valid:

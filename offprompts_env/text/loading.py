@@ -17,7 +17,7 @@ from offprompts_env.errors import ConfigError, ModelError, unknown_name
 _HASHED_WHOLE = 256 << 20
 _HASHED_SAMPLE = 4096
 
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,8 +42,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
 
     ``"auto"`` is float32 on the CPU, where half precision is slow, and the checkpoint's own type elsewhere.
     """
-    if name not in _DTYPES:
-        raise unknown_name("dtype", name, _DTYPES)
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     dtype: torch.dtype = getattr(torch, name)

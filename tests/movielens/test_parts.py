@@ -190,7 +190,7 @@ def test_dimensions(where):
     rounds = play(smaller)
     assert (rounds.outputs.embedding.shape, rounds.contexts.query.shape) == ((12, 2), (12, 1))
     assert smaller.prompts.embeddings.shape == (8, 1)
-    with pytest.raises(ConfigError, match="expected 1 to 4 as fitted, got 5"):
+    with pytest.raises(ConfigError, match=r"output_dim: expected at most 4, .* got 5"):
         MovieLensConfig(bundle=where, output_dim=5).build()
 
 
@@ -263,6 +263,12 @@ def test_config_survives_json(where):
         ({"cache_slots": 0}, "cache_slots"),
         ({"baseline_samples": 0}, "baseline_samples"),
         ({"decoding": {"temprature": 1}}, "did you mean 'temperature'"),
+        ({"decoding": {"temperature": "hot"}}, "temperature: expected a finite number ≥ 0, got 'hot'"),
+        ({"decoding": {"max_new_tokens": 2.5}}, "max_new_tokens: expected an integer ≥ 1, got 2.5"),
+        ({"decoding": 3}, "decoding: expected names and values"),
+        ({"template": 5}, "template: expected text or None, got 5"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"n_prompts": np.int64(3)}, r"n_prompts: .* make it a Python number with \.item\(\)"),
         ({"decoding": {"top_p": 2}}, "top_p"),
         ({"pad_token": "x"}, "set language_model"),
     ],
