@@ -14,7 +14,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from offprompts_env.errors import ConfigError, DimensionError, unknown_name
+from offprompts_env.errors import ConfigError, DimensionError, NumericalError, unknown_name
 from offprompts_env.rng import stream
 from offprompts_env.sampling import inverse_cdf, pmf_by_parts, sample_actions
 from offprompts_env.types import (
@@ -268,8 +268,21 @@ class Simulator:
         """Play `actions` (n,) in `contexts`: generate, react, add noise."""
         actions = check_actions(actions, self.n_prompts, len(contexts))
         outputs = self.outputs.sample(contexts, actions, output_rng)
-        expected = check_rewards(self.rewards.mean(contexts, outputs))
+        expected = self._mean(contexts, outputs)
         return Rounds(contexts, actions, outputs, expected, self.noise.draw(expected, reward_rng))
+
+    def _mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return the noiseless reward, (n,), after checking what a reward model of the caller's own gave."""
+        mean = check_rewards(self.rewards.mean(contexts, outputs))
+        if mean.shape != (len(contexts),):
+            raise DimensionError(f"rewards: expected {len(contexts)} means, one a round, got shape {mean.shape}")
+        if self.rewards.kind == "binary" and len(mean) and not (mean.min() >= 0 and mean.max() <= 1):
+            row = int(np.argmax((mean < 0) | (mean > 1)))
+            raise NumericalError(
+                f"rewards: expected probabilities in [0, 1] for a binary reward, got {mean[row]} in row {row}; put the "
+                "mean through a logistic function, or make kind 'continuous'"
+            )
+        return mean
 
     def expected_rewards(self, contexts: Contexts, *, n_samples: int = 16, seed: int = 0) -> FloatArray:
         """Return ``E[r | x, q, a]`` for all prompts, (n, A).
@@ -295,7 +308,7 @@ class Simulator:
         actions = np.tile(np.arange(self.n_prompts), len(contexts))
         for sample in range(n_samples):
             drawn = outputs.sample(everyone, actions, stream(seed, "expected_rewards", sample))
-            total += check_rewards(rewards.mean(everyone, drawn)).reshape(total.shape)
+            total += self._mean(everyone, drawn).reshape(total.shape)
         return total / n_samples
 
     def policy_value(
@@ -339,7 +352,7 @@ class Simulator:
         else:
             actions = self._common_actions(policy, contexts, seed)
             outputs = self.outputs.sample(contexts, actions, stream(seed, "evaluation", "outputs"))
-            terms = check_rewards(self.rewards.mean(contexts, outputs))
+            terms = self._mean(contexts, outputs)
         return Estimate.of_mean(terms, confidence=confidence)
 
     def evaluation_contexts(self, n: int, seed: int = 0) -> Contexts:

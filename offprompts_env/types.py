@@ -269,7 +269,7 @@ class LogMetadata:
 
     Attributes:
         env_id: registered id of the environment, or None for a log from elsewhere.
-        env_config: the JSON-able keyword arguments that make it again.
+        env_config: the JSON-able keyword arguments that make it again; of a part of the caller's own, the class.
         seed: seed of the recording.
         versions: package name to version, as recorded.
         notes: free text.

@@ -109,6 +109,32 @@ def test_nan_rewards_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "mean", "error", "words"),
+    [
+        ("binary", [0.5, 1.2], NumericalError, r"probabilities in \[0, 1\] for a binary reward, got 1.2 in row 1"),
+        ("binary", [-0.1, 0.2], NumericalError, r"got -0.1 in row 0"),
+        ("continuous", [[0.1, 0.2]], DimensionError, r"expected 2 means, one a round, got shape \(1, 2\)"),
+    ],
+)
+def test_wrong_means_of_an_own_reward_model(kind: str, mean: object, error: type[Exception], words: str) -> None:
+    class Own:
+        def __init__(self) -> None:
+            self.kind = kind
+
+        def mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+            return np.array(mean)
+
+    exact = tiny()
+    simulator = Simulator(exact.contexts, exact.outputs, Own())
+    with pytest.raises(error, match=words):
+        simulator.play(
+            exact.evaluation_contexts(2), np.zeros(2, int), np.random.default_rng(0), np.random.default_rng(1)
+        )
+    with pytest.raises(error, match=words):
+        simulator.policy_value(Table(np.ones(4) / 4), n=2)
+
+
 def test_noise_has_the_stated_moments() -> None:
     mean = np.full(100_000, 0.3)
     normal = RewardNoise("continuous", 2.0).draw(mean, np.random.default_rng(0))
