@@ -50,7 +50,9 @@ class Estimator(Protocol):
         ...
 
 
-def weighted_estimate(weights: FloatArray, terms: FloatArray, clip: float | None, clipped: int) -> Estimate:
+def weighted_estimate(
+    weights: FloatArray, terms: FloatArray, clip: float | None, clipped: int, *, remedy: str, doubt: str
+) -> Estimate:
     """Return the mean of `terms` with diagnostics of the `weights` behind them, (n,) each.
 
     Args:
@@ -58,22 +60,18 @@ def weighted_estimate(weights: FloatArray, terms: FloatArray, clip: float | None
         terms: what is averaged.
         clip: the bound, if any.
         clipped: how many weights it cut.
+        remedy: what to do about a small effective sample size.
+        doubt: what it means if the weights do not average to 1.
     """
     n, total = len(weights), float(weights.sum())
     size = total**2 / float(np.square(weights).sum()) if total > 0 else 0.0
     mean, spread = total / n, float(weights.std() / np.sqrt(n))
     notes = []
     if size < 30:
-        notes.append(
-            f"effective sample size {size:.1f} of {n} rounds: the log says little about this policy; "
-            "use KernelIS or DM, or a policy closer to the logging policy"
-        )
+        notes.append(f"effective sample size {size:.1f} of {n} rounds: the log says little about this policy; {remedy}")
     # Propensities and policies are often float32: a tiny deviation is rounding.
     if abs(mean - 1) > 4 * spread + 1e-3 and not clipped:
-        notes.append(
-            f"weights average {mean:.3f} instead of 1: the propensities are wrong, or the policy chooses prompts that "
-            "the logging policy never does"
-        )
+        notes.append(f"weights average {mean:.3f} instead of 1: {doubt}")
     if clipped:
         notes.append(f"{clipped} of {n} weights were clipped at {clip:g}: the estimate is biased towards zero")
     diagnostics = {"mean_weight": mean, "max_weight": float(weights.max()), "clipped": float(clipped)}
@@ -125,7 +123,14 @@ class IS:
         weights = chosen_probabilities(policy, log.contexts, log.action) / propensity
         clipped = 0 if self.clip is None else int((weights > self.clip).sum())
         weights = np.minimum(weights, np.inf if self.clip is None else self.clip)
-        return weighted_estimate(weights, weights * log.reward, self.clip, clipped)
+        return weighted_estimate(
+            weights,
+            weights * log.reward,
+            self.clip,
+            clipped,
+            remedy="use KernelIS or DM, or a policy closer to the logging policy",
+            doubt="the propensities are wrong, or the policy chooses prompts that the logging policy never does",
+        )
 
 
 @dataclass(frozen=True)
@@ -229,4 +234,11 @@ class KernelIS:
             similarity += blurred(kernel, torch.from_numpy(log.output), drawn, noise).numpy()
         ratio = similarity / self.n_samples / density
         weights = np.minimum(ratio, self.clip)
-        return weighted_estimate(weights, weights * log.reward, self.clip, int((ratio > self.clip).sum()))
+        return weighted_estimate(
+            weights,
+            weights * log.reward,
+            self.clip,
+            int((ratio > self.clip).sum()),
+            remedy="use a wider kernel or DM, or a policy closer to the logging policy",
+            doubt="the density does not fit, the kernel is wide, or the policy leads to sentences that were never logged",
+        )

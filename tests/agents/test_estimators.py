@@ -104,6 +104,16 @@ def test_estimates_cover_the_truth(simulator, log):
     assert abs(blurred.value - truth) < 4 * blurred.standard_error + 0.1 * abs(truth)
 
 
+def test_each_estimator_doubts_what_it_uses(simulator, log):
+    arguments = {"generator": simulator.outputs, "logging_policy": agents.UniformPolicy(12)}
+    off = agents.KnownDensity((np.full(len(log), 1e-3),))
+    notes = agents.KernelIS(density=off, clip=1e9).estimate(agents.UniformPolicy(12), log, **arguments).warnings
+    assert any("instead of 1: the density does not fit" in note for note in notes)
+    assert not any("propensities" in note for note in notes)
+    halved = replace(log, propensity=log.propensity / 2)
+    assert "the propensities are wrong" in agents.IS().estimate(agents.UniformPolicy(12), halved).warnings[0]
+
+
 def test_direct_method_says_when_its_model_is_bad(log):
     noise = replace(log.take(slice(60)), reward=np.random.default_rng(0).normal(size=60))
     regression = agents.PromptRewardRegression(steps=3_000, learning_rate=1e-2)
