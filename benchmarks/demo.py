@@ -205,8 +205,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     )
     axes.set_yticks(places, [row.name for row in rows])
     axes.axvline(next(row.value.value for row in rows if row.name == "logging policy"), color="#333", lw=1, ls=":")
-    axes.set_xlabel("true value (blue: learned from the log alone; dotted: logging policy)")
-    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("true value ± s.e.; blue: learned from the log", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
@@ -252,9 +252,14 @@ def run(setting: Setting, *, rounds: int, out: Path, seed: int) -> list[Row]:
         )
         told = stories(simulator, logging, learned[best], seed=seed)
         write_page(
-            out / "sentences.html", "Before and after learning", note, told, ("before", "after"), as_html(rows),
-            '<img src="values.png" alt="Values of the policies">',
-        )  # fmt: skip
+            out / "sentences.html",
+            "Before and after learning",
+            note,
+            told,
+            names=("before", "after"),
+            table=as_html(rows),
+            figure=out / "values.png",
+        )
     report = [
         {"policy": row.name, "value": row.value.value, "standard_error": row.value.standard_error,
          "over_logging": row.gain.value, "over_logging_standard_error": row.gain.standard_error}

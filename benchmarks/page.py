@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,9 +102,27 @@ th:first-child, td:first-child { text-align: left; } .wide { overflow-x: auto; }
 
 
 def write_page(
-    path: Path, title: str, note: str, told: Sequence[Story], names: tuple[str, str], table: str = "", figure: str = ""
+    path: Path,
+    title: str,
+    note: str,
+    told: Sequence[Story],
+    *,
+    names: tuple[str, str],
+    table: str,
+    figure: Path,
 ) -> None:
-    """Write the page; `table` is an HTML table and `figure` an SVG or img element to stand before the stories."""
+    """Write the page.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        note: what the reader should know first.
+        told: the stories.
+        names: of both sides.
+        table: an HTML table that stands before the stories.
+        figure: a PNG file, which is copied into the page.
+    """
+    picture = base64.b64encode(figure.read_bytes()).decode()
 
     def show(label: str, side: Side, css: str) -> str:
         mark = f'<span class="{css}">{side.reward:+.2f}</span>'
@@ -125,6 +144,7 @@ def write_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<h1>{html.escape(title)}</h1><p class="note">{html.escape(note)}</p>'
-        f'<div class="wide">{table}</div>{figure}{"".join(parts)}</body></html>\n'
+        f'<div class="wide">{table}</div><img alt="The same values drawn" src="data:image/png;base64,{picture}">'
+        f"{''.join(parts)}</body></html>\n"
     )
     path.write_text(page, encoding="utf-8")
