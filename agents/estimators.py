@@ -240,5 +240,5 @@ class KernelIS:
             self.clip,
             int((ratio > self.clip).sum()),
             remedy="use a wider kernel or DM, or a policy closer to the logging policy",
-            doubt="the density does not fit, the kernel is wide, or the policy leads to sentences that were never logged",
+            doubt="the density does not fit, the kernel is wide, or the policy gets sentences that were never logged",
         )

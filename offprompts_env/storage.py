@@ -155,7 +155,8 @@ class ShardWriter:
         batch_size: kept in the manifest, for recordings whose rows depend on it.
 
     Raises:
-        StorageError: `mode` forbids to write here, another process is writing here, or the disk is full.
+        StorageError: `mode` forbids to write here, another process is writing here, a shard to append to is missing or
+            cut short, or the disk is full.
         DataError: appending to a log of another environment, or the metadata is not JSON-able.
     """
 
@@ -231,6 +232,15 @@ class ShardWriter:
                 raise DataError(
                     f"{self.path}: cannot append, expected {name} {expected} as recorded, got {actual}; "
                     "record into another directory"
+                )
+        # Better now than after hours of recording into a log that cannot be read.
+        for shard in existing.shards:
+            file = self.path / shard.file
+            found = file.stat().st_size if file.is_file() else None
+            if found != shard.bytes:
+                raise StorageError(
+                    f"{file}: cannot append to a damaged log, expected a shard of {shard.bytes} bytes, "
+                    f"{'found none' if found is None else f'got {found}'}; {REPAIR}"
                 )
         remove_files(self.path.glob(".*.tmp"))
         return existing

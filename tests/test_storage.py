@@ -375,6 +375,16 @@ def test_a_damaged_log_can_be_overwritten(tmp_path: Path) -> None:
     assert_same(load(path), make_log(5))
 
 
+def test_append_looks_for_the_shards_that_are_there(tmp_path: Path) -> None:
+    path = save(make_log(20), tmp_path / "log", shard_rows=8)
+    os.truncate(path / "shard-000001.parquet", 100)
+    with pytest.raises(StorageError, match=r"shard-000001.parquet: cannot append .* of \d+ bytes, got 100; restore"):
+        save(make_log(5), path, mode="append")
+    (path / "shard-000001.parquet").unlink()
+    with pytest.raises(StorageError, match=r"shard-000001.parquet: cannot append .* of \d+ bytes, found none"):
+        save(make_log(5), path, mode="append")
+
+
 @pytest.mark.parametrize("mode", ["refuse", "append"])
 def test_rows_without_a_manifest_are_not_thrown_away(tmp_path: Path, mode: storage.Mode) -> None:
     path = save(make_log(20), tmp_path / "log", shard_rows=8)
