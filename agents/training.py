@@ -130,7 +130,7 @@ def train(
     with one_thread(), torch.no_grad(), progress as bar:
         while done < schedule.steps and not stop:
             total = torch.zeros(network.worlds)
-            batches = feed.block(min(BLOCK, schedule.steps - done), network)
+            batches, begun = feed.block(min(BLOCK, schedule.steps - done), network), done
             for batch in batches:
                 losses, slope = gradient(network.forward(batch.inputs), batch)
                 network.backward(slope)
@@ -140,8 +140,8 @@ def train(
                 if on_step is not None and on_step(done):
                     stop = True
                     break
-            bar.update(len(batches))
-            curve.append(total / len(batches))
+            bar.update(done - begun)
+            curve.append(total / (done - begun))
             _check_losses(curve[-1], label, done)
     return torch.stack(curve)
 

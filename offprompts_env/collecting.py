@@ -77,7 +77,7 @@ def collect(
         env: an environment, a vector environment, or a simulator.
         policy: anything with ``probabilities``, or an agent with ``act``; an agent's ``learn`` is called with each
             batch once played, without the oracle. The propensity recorded is that with which the action was drawn.
-        n: rows of the log, those that are there already included.
+        n: rows of the log, those that are there already included; a longer log is left and returned as it is.
         path: directory of the log; without one it stays in memory.
         seed: names the recording. The environment's own state does not matter.
         batch_size: rounds a batch. The rows depend on it; by default that of the log appended to, else 4,096 in a

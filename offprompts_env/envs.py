@@ -77,7 +77,7 @@ class _ClosedFormBlock:
     """Rounds of an exact simulator: all but the prompt's effect is computed for the block at once.
 
     With output ``o = b + e_a`` (b the base with its noise) the mean reward is ``w · b + w · e_a``. The numbers drawn
-    are those of :class:`_GeneralBlock`, so both play the same rounds.
+    are those of :class:`_GeneralBlock`, so both play the same rounds, as long as no round is reset before its step.
     """
 
     def __init__(self, simulator: Simulator, contexts: Contexts, streams: _Streams) -> None:

@@ -78,7 +78,8 @@ class TextEncoder:
             raise ConfigError(f"batch_size: expected an integer ≥ 1, got {batch_size}")
         self.model, self.tokenizer = freeze(model), tokenizer
         self.pooling, self.layer, self.batch_size = pooling, layer, batch_size
-        room = getattr(model.config, "max_position_embeddings", None) or 512
+        # The tokenizer's limit may be the smaller one: RoBERTa's positions begin at 2, so 2 of its 514 are no room.
+        room = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
         self.max_tokens = room if max_tokens is None else min(max_tokens, room)
         self._pad_id = pad_id(tokenizer, pad_token)
         self._last: tuple[list[str], FloatArray] | None = None

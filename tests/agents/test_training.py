@@ -41,6 +41,17 @@ def test_the_loop_minimises_and_counts_its_steps():
     assert (curve[-1] < 0.01 * curve[0]).all()
 
 
+def test_a_loop_that_is_stopped_reports_the_loss_of_the_steps_it_did():
+    curves = []
+    for stop in (1, None):
+        network = StackedMLP.initialise((1, 8, 1), world_streams([0], "test"))
+        schedule = Schedule(7 if stop else 1, 16, 1e-2)
+        curves.append(
+            train(network, Line(), squared_error_gradient, schedule, label="line", on_step=lambda n, s=stop: n == s)
+        )
+    torch.testing.assert_close(curves[0], curves[1])
+
+
 def test_a_loop_that_diverges_says_which_world():
     network = StackedMLP.initialise((1, 8, 1), world_streams([0, 1], "test"))
     network.layers[0][1] = float("nan")

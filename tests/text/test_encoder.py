@@ -93,6 +93,16 @@ def test_wrong_input(tokens):
         TextEncoder(broken, tokens).encode(["w1"])
 
 
+def test_texts_are_cut_where_model_and_tokenizer_both_have_room():
+    short = tiny_models.tokenizer()
+    short.model_max_length = 5
+    cut = TextEncoder(tiny_models.distilbert(), short)
+    assert cut.max_tokens == 5
+    assert (cut.encode(["w1 " * 60]) == cut.encode(["w1 " * 5])).all()
+    assert TextEncoder(tiny_models.distilbert(), short, max_tokens=9).max_tokens == 5
+    assert TextEncoder(tiny_models.distilbert(), tiny_models.tokenizer()).max_tokens == 64
+
+
 @pytest.fixture
 def encoder(tokens):
     return TextEncoder(tiny_models.distilbert(), tokens)
