@@ -64,6 +64,7 @@ class Manifest:
         env_id, env_config, notes: as in :class:`offprompts_env.types.LogMetadata`.
         prompt_texts: texts of the catalogue, where prompts are text.
         prompt_fingerprint: :attr:`offprompts_env.types.PromptSet.fingerprint`.
+        prompt_sha256: checksum of the file with the embeddings of the catalogue, hexadecimal.
         columns: column name to type, e.g. ``float32[5]``, ``int16``, ``float64`` or ``string``.
         recordings: who wrote which rows.
         shards: the flushed rows, in order.
@@ -74,6 +75,7 @@ class Manifest:
     notes: str
     prompt_texts: tuple[str, ...] | None
     prompt_fingerprint: str
+    prompt_sha256: str
     columns: Mapping[str, str]
     recordings: tuple[Recording, ...]
     shards: tuple[Shard, ...] = ()
@@ -149,6 +151,7 @@ def _parse_manifest(file: Path, content: bytes) -> Manifest:
             notes=raw["notes"],
             prompt_texts=None if texts is None else tuple(texts),
             prompt_fingerprint=raw["prompt_fingerprint"],
+            prompt_sha256=raw["prompt_sha256"],
             columns=raw["columns"],
             recordings=tuple(Recording(**entry) for entry in raw["recordings"]),
             shards=tuple(Shard(**entry) for entry in raw["shards"]),

@@ -326,7 +326,7 @@ class ShardWriter:
     def _write_shard(self, end: int) -> None:
         parts, left = self._pending.parts[:end], self._pending.parts[end:]
         if self._manifest is None:
-            _write_prompts(self.path, self.prompts)
+            write_atomic(self.path / PROMPTS, _prompts_content(self.prompts))
         manifest = self._manifest if self._registered and self._manifest is not None else self._register(parts[0])
         content = encode(parts, manifest.columns, manifest.stamp)
         rows = sum(len(part) for part in parts)
@@ -351,6 +351,7 @@ class ShardWriter:
                 notes=metadata.notes,
                 prompt_texts=self.prompts.texts,
                 prompt_fingerprint=self.prompts.fingerprint,
+                prompt_sha256=hashlib.sha256(_prompts_content(self.prompts)).hexdigest(),
                 columns=column_types(first),
                 recordings=(),
             )
@@ -396,11 +397,10 @@ def _read_shard(root: Path, shard: Shard, manifest: Manifest) -> dict[str, Array
     return decode(read_bytes(file, shard.sha256), manifest.columns, file)
 
 
-def _write_prompts(root: Path, prompts: PromptSet) -> None:
+def _prompts_content(prompts: PromptSet) -> bytes:
     from safetensors.numpy import save as safetensors_bytes
 
-    embeddings = np.ascontiguousarray(prompts.embeddings)
-    write_atomic(root / PROMPTS, safetensors_bytes({"embeddings": embeddings}))
+    return safetensors_bytes({"embeddings": np.ascontiguousarray(prompts.embeddings)})
 
 
 def _read_prompts(root: Path, manifest: Manifest) -> PromptSet:
@@ -409,7 +409,9 @@ def _read_prompts(root: Path, manifest: Manifest) -> PromptSet:
 
     file = root / PROMPTS
     try:
-        prompts = PromptSet(safetensors_arrays(read_bytes(file))["embeddings"], manifest.prompt_texts)
+        prompts = PromptSet(
+            safetensors_arrays(read_bytes(file, manifest.prompt_sha256))["embeddings"], manifest.prompt_texts
+        )
     except (SafetensorError, KeyError, ValueError) as error:
         raise StorageError(f"{file}: expected the prompt embeddings, cannot read them: {error}; {REPAIR}") from error
     if prompts.fingerprint != manifest.prompt_fingerprint:

@@ -152,8 +152,12 @@ class PromptSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of embeddings and texts: two catalogues with the same fingerprint index the same prompts."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.embeddings).tobytes())
+        """SHA-256 of the texts, or of the embeddings without texts: equal for catalogues that index the same prompts.
+
+        Embeddings of texts stay out of it: their last digits depend on the machine and its number of threads.
+        """
+        content = np.ascontiguousarray(self.embeddings).tobytes() if self.texts is None else b""
+        digest = hashlib.sha256(content)
         digest.update(repr((self.embeddings.shape, self.texts)).encode())
         return digest.hexdigest()
 
