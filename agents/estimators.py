@@ -23,12 +23,11 @@ from agents.kernels import (
     generate,
 )
 from agents.learners import BehaviorCloning, Worlds
-from agents.policies import check_policy
 from agents.rewards import PromptRewardRegression, PromptRewardSource
 from agents.training import StackedLogs, TrainingWarning
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.rng import stream
-from offprompts_env.sampling import chosen_probabilities, pmf_by_parts
+from offprompts_env.sampling import check_policy, chosen_probabilities, pmf_by_parts
 from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Estimate, FloatArray, LoggedDataset, Policy
 
@@ -118,7 +117,7 @@ class IS:
             DimensionError: policy and log are over different prompts.
             PropensityError: propensities are unknown and no logging policy is given.
         """
-        check_policy(policy, log)
+        check_policy(policy, log.prompts, "the log")
         propensity = _worlds(log, None, logging_policy, seed).propensities("agents.IS").numpy().astype(np.float64)
         weights = chosen_probabilities(policy, log.contexts, log.action) / propensity
         clipped = 0 if self.clip is None else int((weights > self.clip).sum())
@@ -159,7 +158,7 @@ class DM:
         Raises:
             DimensionError: policy, log and reward model are over different prompts.
         """
-        check_policy(policy, log)
+        check_policy(policy, log.prompts, "the log")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", TrainingWarning)
             (model,) = self.rewards.fit_many([log], seeds=[seed])
@@ -214,7 +213,7 @@ class KernelIS:
             ConfigError: no generator.
             DimensionError: policy, generator and log do not fit.
         """
-        check_policy(policy, log)
+        check_policy(policy, log.prompts, "the log")
         worlds = _worlds(log, generator, logging_policy, seed)
         kernel: Kernel = GaussianKernel(self.tau) if self.kernel is None else self.kernel
         generators = worlds.require_generators("agents.KernelIS")

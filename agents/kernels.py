@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
-from agents.policies import check_policy
 from agents.training import BLOCK, Schedule, StackedLogs, check_hidden, check_seeds, normals, train, world_streams
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError, NumericalError
-from offprompts_env.sampling import check_probabilities
+from offprompts_env.sampling import check_policy, check_probabilities
 from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
@@ -175,7 +174,7 @@ def _check_worlds(
         if len(parts) != len(logs):
             raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
     for log, policy in zip(logs, logging_policies, strict=True):
-        check_policy(policy, log)
+        check_policy(policy, log.prompts, "the log")
 
 
 @dataclass(frozen=True)

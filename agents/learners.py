@@ -31,7 +31,7 @@ from agents.feeds import (
 from agents.gradients import ActionDistribution
 from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred
 from agents.networks import StackedMLP
-from agents.policies import NeuralPolicy, check_catalogue, check_policy
+from agents.policies import NeuralPolicy
 from agents.rewards import PromptRewardRegression, PromptRewardSource
 from agents.training import (
     Feed,
@@ -46,7 +46,7 @@ from agents.training import (
 )
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
-from offprompts_env.sampling import chosen_probabilities
+from offprompts_env.sampling import check_catalogue, check_policy, chosen_probabilities
 from offprompts_env.simulator import GaussianOutputs, OutputModel, Simulator
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
@@ -175,7 +175,7 @@ class Worlds:
             if parts is not None and len(parts) != len(logs):
                 raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
         for log, policy in zip(logs, self.logging_policies or (), strict=bool(self.logging_policies)):
-            check_policy(policy, log)
+            check_policy(policy, log.prompts, "the log")
         for log, generator in zip(logs, self.generators or (), strict=bool(self.generators)):
             check_catalogue("generator", generator.prompts.fingerprint, log.prompts)
             if generator.output_dim != log.output.shape[1]:

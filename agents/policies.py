@@ -20,10 +20,11 @@ from safetensors.numpy import save as serialise
 
 from agents.networks import MLP
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError, DimensionError, OffPromptsError, StorageError, unknown_name
+from offprompts_env.errors import ConfigError, OffPromptsError, StorageError, unknown_name
 from offprompts_env.manifest import write_atomic
+from offprompts_env.sampling import check_policy
 from offprompts_env.simulator import Simulator
-from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy, PromptSet
+from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet
 
 Scores = Callable[[Contexts], FloatArray]
 """A score for every prompt, (n, A): a reward model, or any function."""
@@ -265,29 +266,6 @@ class OraclePolicy:
         return greedy(self._simulator.expected_rewards(contexts, n_samples=self._n_samples, seed=self._seed))
 
 
-def check_policy(policy: Policy, log: LoggedDataset) -> None:
-    """Check that `policy` chooses among the prompts of `log`.
-
-    Raises:
-        DimensionError: another number of prompts, or another catalogue.
-    """
-    if policy.n_prompts != log.n_prompts:
-        raise DimensionError(
-            f"policy: expected {log.n_prompts} prompts as in the log, got {policy.n_prompts}; "
-            "use a policy over the log's catalogue"
-        )
-    check_catalogue("policy", getattr(policy, "catalogue", None), log.prompts)
-
-
-def check_catalogue(what: str, found: str | None, prompts: PromptSet) -> None:
-    """Raise :class:`DimensionError` if `what` was made for a known catalogue `found`, and that is not `prompts`."""
-    if found is not None and found != prompts.fingerprint:
-        raise DimensionError(
-            f"{what}: expected prompts with fingerprint {prompts.fingerprint[:12]}…, got one over {found[:12]}…; "
-            "the catalogues differ in order, texts or embeddings, so actions do not mean the same"
-        )
-
-
 def _with_scores(
     kind: str, scores: Scores, settings: Mapping[str, Any], n_prompts: int, catalogue: str | None
 ) -> Record:
@@ -402,7 +380,5 @@ def load_policy(path: str | Path, prompts: PromptSet | None = None) -> Policy:
             "save the policy again"
         )
     if prompts is not None:
-        if policy.n_prompts != len(prompts):
-            raise DimensionError(f"policy: expected {len(prompts)} prompts as in the catalogue, got {policy.n_prompts}")
-        check_catalogue("policy", getattr(policy, "catalogue", None), prompts)
+        check_policy(policy, prompts, "the catalogue")
     return policy

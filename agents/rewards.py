@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
-from agents.policies import Record, check_catalogue
+from agents.policies import Record
 from agents.training import (
     BLOCK,
     Schedule,
@@ -29,6 +29,7 @@ from agents.training import (
 )
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError
+from offprompts_env.sampling import check_catalogue
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs
 
 # Hidden units that are held at once when all prompts are predicted: 512 KiB of float32 stay in the second-level cache.

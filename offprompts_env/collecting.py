@@ -21,7 +21,7 @@ from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker
 from offprompts_env.columns import Batches, concatenate, make_dataset
 from offprompts_env.config import check_integer
 from offprompts_env.envs import PromptEnv, PromptVectorEnv
-from offprompts_env.errors import ConfigError, DimensionError
+from offprompts_env.errors import ConfigError
 from offprompts_env.recording import (
     as_column,
     check_propensities,
@@ -31,7 +31,7 @@ from offprompts_env.recording import (
     shown_columns,
 )
 from offprompts_env.rng import integer_seed, stream
-from offprompts_env.sampling import sample_actions
+from offprompts_env.sampling import check_policy, sample_actions
 from offprompts_env.simulator import Simulator
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
@@ -296,6 +296,5 @@ def _act(policy: Policy | Agent, prompts: PromptSet) -> Act:
             f"policy: expected an object with 'probabilities' and 'n_prompts', or an agent with 'act', got "
             f"{type(policy).__name__}"
         )
-    if policy.n_prompts != len(prompts):
-        raise DimensionError(f"policy: expected {len(prompts)} prompts as in env, got {policy.n_prompts}")
+    check_policy(policy, prompts, "env")
     return lambda contexts, rng: sample_actions(policy, contexts, rng)

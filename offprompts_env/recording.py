@@ -23,8 +23,8 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from offprompts_env.columns import make_dataset
-from offprompts_env.errors import ConfigError, DimensionError, PropensityError, ResetNeededError
-from offprompts_env.sampling import chosen_probabilities
+from offprompts_env.errors import ConfigError, PropensityError, ResetNeededError
+from offprompts_env.sampling import check_policy, chosen_probabilities
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
     Array,
@@ -181,8 +181,8 @@ class _Recorder:
                 f"policy: expected an object with 'probabilities' and 'n_prompts', got {type(policy).__name__}; "
                 "for anything else call record_propensity before each step"
             )
-        if policy is not None and policy.n_prompts != len(prompts):
-            raise DimensionError(f"policy: expected {len(prompts)} prompts as in env, got {policy.n_prompts}")
+        if policy is not None:
+            check_policy(policy, prompts, "env")
         self._sink = _Sink(ShardWriter(path, prompts, provenance, mode=mode, shard_rows=shard_rows), join)
         manifest = self._sink.writer.manifest
         self._before = () if manifest is None else tuple(recording.seed for recording in manifest.recordings)

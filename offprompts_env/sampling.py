@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from offprompts_env.errors import DataError, NumericalError
-from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, check_actions
+from offprompts_env.errors import DataError, DimensionError, NumericalError
+from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet, check_actions
 
 # Numbers of a pmf that are held at once: 16 MiB of float64.
 _PMF_AT_ONCE = 1 << 21
@@ -38,6 +38,31 @@ def check_probabilities(probabilities: FloatArray, n: int, n_prompts: int) -> Fl
             f"minimum {probabilities[row].min():.6g} in row {row}"
         )
     return probabilities
+
+
+def check_catalogue(what: str, found: str | None, prompts: PromptSet) -> None:
+    """Raise :class:`DimensionError` if `what` was made for a known catalogue `found`, and that is not `prompts`."""
+    if found is not None and found != prompts.fingerprint:
+        raise DimensionError(
+            f"{what}: expected prompts with fingerprint {prompts.fingerprint[:12]}…, got one over {found[:12]}…; "
+            "the catalogues differ in order, texts or embeddings, so actions do not mean the same"
+        )
+
+
+def check_policy(policy: Policy, prompts: PromptSet, place: str) -> None:
+    """Check that `policy` chooses among `prompts`, the catalogue of `place`.
+
+    A policy that knows what it was made for says so in an attribute ``catalogue``, the fingerprint of its prompts.
+
+    Raises:
+        DimensionError: another number of prompts, or another catalogue.
+    """
+    if policy.n_prompts != len(prompts):
+        raise DimensionError(
+            f"policy: expected {len(prompts)} prompts as in {place}, got {policy.n_prompts}; "
+            "use a policy over the same catalogue"
+        )
+    check_catalogue("policy", getattr(policy, "catalogue", None), prompts)
 
 
 def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Contexts, FloatArray]]:

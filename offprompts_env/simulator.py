@@ -16,7 +16,7 @@ import numpy as np
 
 from offprompts_env.errors import ConfigError, DimensionError, NumericalError, unknown_name
 from offprompts_env.rng import stream
-from offprompts_env.sampling import inverse_cdf, pmf_by_parts, sample_actions
+from offprompts_env.sampling import check_policy, inverse_cdf, pmf_by_parts, sample_actions
 from offprompts_env.types import (
     Contexts,
     Estimate,
@@ -167,6 +167,8 @@ class Rounds:
 
 # Rows of an (n, A) matrix of expected rewards that are held at once: 16 MiB of float64.
 _CHUNK = 1 << 21
+# Outputs that a generator is asked for at once where rewards have no closed form.
+_OUTPUTS_AT_ONCE = 1 << 14
 
 
 class Simulator:
@@ -304,11 +306,15 @@ class Simulator:
                 return _logistic_normal_mean(means, spread)
             return np.asarray(means)
         total = np.zeros((len(contexts), self.n_prompts))
-        everyone = contexts.repeat(self.n_prompts)
-        actions = np.tile(np.arange(self.n_prompts), len(contexts))
+        size = max(1, _OUTPUTS_AT_ONCE // self.n_prompts)
         for sample in range(n_samples):
-            drawn = outputs.sample(everyone, actions, stream(seed, "expected_rewards", sample))
-            total += self._mean(everyone, drawn).reshape(total.shape)
+            rng = stream(seed, "expected_rewards", sample)
+            for start in range(0, len(contexts), size):
+                rows = slice(start, min(start + size, len(contexts)))
+                everyone = contexts.take(rows).repeat(self.n_prompts)
+                actions = np.tile(np.arange(self.n_prompts), len(everyone) // self.n_prompts)
+                drawn = outputs.sample(everyone, actions, rng)
+                total[rows] += self._mean(everyone, drawn).reshape(-1, self.n_prompts)
         return total / n_samples
 
     def policy_value(
@@ -335,13 +341,9 @@ class Simulator:
             confidence: of the interval.
 
         Raises:
-            DimensionError: the policy is over another number of prompts.
+            DimensionError: the policy is over other prompts.
         """
-        if policy.n_prompts != self.n_prompts:
-            raise DimensionError(
-                f"policy: expected {self.n_prompts} prompts as in this simulator, got {policy.n_prompts}; "
-                "use a policy over the same catalogue"
-            )
+        check_policy(policy, self.prompts, "this simulator")
         if contexts is None:
             rounds = n if n is not None else (10_000 if self.exact else 2_000)
             contexts = self.evaluation_contexts(rounds, seed)

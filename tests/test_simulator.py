@@ -84,6 +84,12 @@ def test_oracle_is_the_best_of_all_prompts() -> None:
 
 def test_wrong_policies() -> None:
     simulator = tiny()
+    foreign = Table(np.full(4, 0.25))
+    foreign.catalogue = tiny(seed=9).prompts.fingerprint
+    with pytest.raises(DimensionError, match="the catalogues differ"):
+        simulator.policy_value(foreign)
+    foreign.catalogue = simulator.prompts.fingerprint
+    simulator.policy_value(foreign)
     with pytest.raises(DimensionError, match="expected 4 prompts as in this simulator, got 3"):
         simulator.policy_value(Table(np.ones(3) / 3))
     with pytest.raises(DataError, match=r"sum 1.2"):
