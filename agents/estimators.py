@@ -17,7 +17,7 @@ from agents.kernels import (
     GaussianKernel,
     Kernel,
     LoggingDensity,
-    NetworkDensity,
+    MonteCarloDensity,
     blurred,
     draw_actions,
     generate,
@@ -69,10 +69,11 @@ def weighted_estimate(
     if size < 30:
         notes.append(f"effective sample size {size:.1f} of {n} rounds: the log says little about this policy; {remedy}")
     # Propensities and policies are often float32: a tiny deviation is rounding.
-    if abs(mean - 1) > 4 * spread + 1e-3 and not clipped:
+    # Clipping only lowers weights, so a clipped mean below 1 says nothing more, and one above 1 all the more.
+    if mean - 1 > 4 * spread + 1e-3 or (1 - mean > 4 * spread + 1e-3 and not clipped):
         notes.append(f"weights average {mean:.3f} instead of 1: {doubt}")
     if clipped:
-        notes.append(f"{clipped} of {n} weights were clipped at {clip:g}: the estimate is biased towards zero")
+        notes.append(f"{clipped} of {n} weights were clipped at {clip:g}: what they stand for counts too little")
     diagnostics = {"mean_weight": mean, "max_weight": float(weights.max()), "clipped": float(clipped)}
     return Estimate.of_mean(terms, effective_sample_size=size, diagnostics=diagnostics, warnings=tuple(notes))
 
@@ -180,15 +181,16 @@ class KernelIS:
     Attributes:
         tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given.
         kernel: similarity of sentences; None is ``GaussianKernel(tau)``.
-        density: estimate of the logging marginal density.
-        n_samples: simulated sentences a round.
+        density: estimate of the logging marginal density. The default asks the generator for 100 sentences a round;
+            the network that :class:`agents.DSO` trains with is cheaper and too crude to weigh values with.
+        n_samples: simulated sentences of `policy` a round.
         clip: upper bound of the weight.
         cloning: how a missing logging policy is estimated.
     """
 
     tau: float = 1.0
     kernel: Kernel | None = None
-    density: LoggingDensity = field(default_factory=NetworkDensity)
+    density: LoggingDensity = field(default_factory=MonteCarloDensity)
     n_samples: int = 16
     clip: float = 200.0
     cloning: BehaviorCloning = field(default_factory=BehaviorCloning)

@@ -253,7 +253,8 @@ class Estimate:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.4f} ± {self.standard_error:.4f} ({self.confidence:.0%}: {low:.4f} to {high:.4f})"
+        text = f"{self.value:.4f} ± {self.standard_error:.4f} ({self.confidence:.0%}: {low:.4f} to {high:.4f})"
+        return "; ".join((text, *(f"warning: {warning}" for warning in self.warnings)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

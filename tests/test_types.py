@@ -109,6 +109,7 @@ def test_estimate_of_mean_and_paired_difference() -> None:
     assert estimate.interval[1] - estimate.interval[0] == pytest.approx(
         2 * 1.959964 * estimate.standard_error, rel=1e-6
     )
+    assert "warning: small" in str(Estimate.of_mean(terms, warnings=("small",)))
     difference = estimate.minus(Estimate.of_mean(terms - 1))
     assert (difference.value, difference.standard_error) == (pytest.approx(1), pytest.approx(0))
     with pytest.raises(DimensionError, match="3 and 2"):

@@ -147,3 +147,22 @@ def test_wrong_input(simulator, log):
         agents.IS(clip=0.0)
     for estimator in (agents.IS(), agents.DM(), agents.KernelIS()):
         assert isinstance(estimator, agents.Estimator)
+
+
+def test_kernel_is_with_its_defaults_gives_the_logging_policy_its_value():
+    simulator = op.SyntheticConfig.preset("paper_code", n_prompts=200).build()
+    uniform = agents.UniformPolicy(200, simulator.prompts.fingerprint)
+    fresh = op.collect(simulator, uniform, n=3000)
+    estimate = agents.KernelIS().estimate(uniform, fresh, generator=simulator.outputs, logging_policy=uniform)
+    truth = simulator.policy_value(uniform).value
+    assert abs(estimate.value - truth) < 3 * estimate.standard_error
+    assert estimate.standard_error < 0.2
+    assert 0.8 < estimate.diagnostics["mean_weight"] < 1.8
+
+
+def test_a_clip_does_not_hide_weights_that_are_too_large(simulator, log):
+    arguments = {"generator": simulator.outputs, "logging_policy": agents.UniformPolicy(12)}
+    off = agents.KnownDensity((np.full(len(log), 1e-3),))
+    estimate = agents.KernelIS(density=off, clip=100).estimate(agents.UniformPolicy(12), log, **arguments)
+    assert estimate.diagnostics["clipped"] > 0
+    assert any("instead of 1" in note for note in estimate.warnings)
