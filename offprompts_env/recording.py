@@ -169,6 +169,7 @@ class _Recorder:
     _finalizer: weakref.finalize[..., Any]
     _n_prompts: int
     _policy: Policy | None
+    _shown: dict[str, Any] | None
 
     def _begin(
         self, env: Any, path: str | Path, policy: Policy | None, shard_rows: int, mode: Mode, seed: int | None,
@@ -208,6 +209,14 @@ class _Recorder:
             self._sink.flush()
         return load(self.path)
 
+    def _expect_round(self) -> None:
+        """Raise for a propensity that no row would get."""
+        if self._shown is None:
+            raise ResetNeededError(
+                "record_propensity: expected an open round, found none, and no row would get this propensity; call it "
+                "between reset() and step(), once for each step"
+            )
+
     def _named(self, seed: Any) -> None:
         """Note the seed of the first reset, unless the caller gave one."""
         writer = self._sink.writer
@@ -243,8 +252,8 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
     rounds go on about once a minute.
 
     Where the propensity comes from: from `policy`, evaluated just before the step; or from whoever acts, who calls
-    :meth:`record_propensity` on this object before the step, however many wrappers lie outside of it; else it is
-    unknown, NaN.
+    :meth:`record_propensity` on this object between reset and step, however many wrappers lie outside of it; else it
+    is unknown, NaN. It belongs to the open round: a reset in place of the step drops the round, and it with the round.
 
     Args:
         env: an environment of this project, in any wrappers that keep the observation's keys.
@@ -275,15 +284,19 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         )
         gym.Wrapper.__init__(self, env)
         self._begin(env, path, policy, shard_rows, mode, seed, as_column)
-        self._shown: dict[str, Any] | None = None
+        self._shown = None
         self._given: float | None = None
 
     def record_propensity(self, propensity: float) -> None:
         """State the probability with which the action of the next step was drawn; it overrides that of the policy.
 
+        Call it between :meth:`reset` and :meth:`step`; a further reset forgets it together with the round.
+
         Raises:
+            ResetNeededError: no round is open that it could belong to.
             PropensityError: not in (0, 1], nor NaN for unknown.
         """
+        self._expect_round()
         self._given = float(check_propensities(propensity, ())[()])
 
     def reset(
@@ -349,15 +362,20 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
     ) -> None:
         VectorWrapper.__init__(self, env)
         self._begin(env, path, policy, shard_rows, mode, seed, lambda rows, _: np.concatenate(rows))
-        self._shown: dict[str, Any] | None = None
+        self._shown = None
         self._given: FloatArray | None = None
 
     def record_propensity(self, propensity: npt.ArrayLike) -> None:
         """State the probabilities with which the actions of the next step were drawn, (num_envs,).
 
+        Call it between :meth:`reset` or the step before and :meth:`step`; a further reset forgets them together with
+        the rounds.
+
         Raises:
+            ResetNeededError: no rounds are open that they could belong to.
             PropensityError: a value is not in (0, 1], nor NaN for unknown.
         """
+        self._expect_round()
         self._given = check_propensities(propensity, (self.num_envs,))
 
     def reset(
@@ -388,6 +406,8 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         if self.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
             self._resetting = played & np.logical_or(terminated, truncated)
         self._shown, self._given = shown_columns(observation, infos), None
+        if self.metadata.get("autoreset_mode") == AutoresetMode.DISABLED and np.logical_or(terminated, truncated).all():
+            self._shown = None
         check_rewards(row["reward"][played])
         if played.all():
             self._sink.add(row, self.num_envs)

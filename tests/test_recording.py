@@ -212,6 +212,30 @@ def test_wrong_propensities_are_errors_at_once(tmp_path: Path, wrong: Any) -> No
             envs.record_propensity(0.5)
 
 
+def test_a_propensity_without_a_round_is_an_error(tmp_path: Path) -> None:
+    with RecordLoggedData(make_env(), tmp_path / "log") as env:
+        for _ in range(2):  # before the first reset, and after a step
+            with pytest.raises(ResetNeededError, match=r"record_propensity: .* between reset\(\) and step\(\)"):
+                env.record_propensity(0.5)
+            env.reset(seed=0)
+            env.record_propensity(0.25)
+            env.step(np.int64(1))
+        np.testing.assert_array_equal(env.dataset().propensity, [0.25, 0.25])
+    for kind in ("native", "SAME_STEP", "NEXT_STEP", "DISABLED"):
+        with RecordVectorLoggedData(make_vector(kind, 2), tmp_path / kind) as envs:
+            with pytest.raises(ResetNeededError, match=r"record_propensity: .* between reset\(\) and step\(\)"):
+                envs.record_propensity([0.5, 0.5])
+            envs.reset(seed=0)
+            envs.record_propensity([0.5, 0.25])
+            envs.step(np.array([1, 2]))
+            if kind == "DISABLED":
+                with pytest.raises(ResetNeededError, match="no row would get this propensity"):
+                    envs.record_propensity([0.5, 0.25])
+                with pytest.raises(ResetNeededError, match=r"call reset\(\) first"):
+                    envs.step(np.array([1, 2]))
+            np.testing.assert_array_equal(envs.dataset().propensity, [0.5, 0.25])
+
+
 def test_wrapper_modes(tmp_path: Path) -> None:
     with RecordLoggedData(make_env(), tmp_path / "log", seed=11) as env:
         play(env, 5)
