@@ -21,6 +21,7 @@ and so is the bundle: a build that fails leaves the bundle that was there.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from offprompts_env.errors import ConfigError, StorageError
-from offprompts_env.movielens.bundle import BundleInfo, write_manifest
+from offprompts_env.movielens.bundle import Bundle, BundleInfo, write_manifest
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.grammar import HEADS, NOUN_HINT, OPENERS
 from offprompts_env.movielens.lexicon import Keyword, lexicon
@@ -392,7 +393,7 @@ class _Build:
 
     def bundle(self, out: Path) -> Path:
         """Put the bundle together beside `out`, then swap it in."""
-        start = time.perf_counter()
+        start, config = time.perf_counter(), self.config
         self.sentences()
         simulator, encoders = self.simulator(), self.encoders()
         figures, held_out = self.figures(), self.held_out()
@@ -402,6 +403,7 @@ class _Build:
         made.mkdir(parents=True)
         try:
             self._write_bundle(made, simulator, encoders, figures, held_out)
+            play_one_round(made, config.device)
             if out.exists():
                 out.replace(old)
             made.replace(out)
@@ -501,11 +503,26 @@ def catalogue(seed: int) -> list[Keyword]:
     return ordered
 
 
+def play_one_round(bundle: Path, device: str = "cpu") -> None:
+    """Open a finished `bundle` as an environment would and play a round, so that one that cannot be used is found here.
+
+    Raises `BundleError` or another `OffPromptsError` that says what is wrong with it.
+    """
+    from offprompts_env.movielens.parts import MovieLensConfig
+
+    Bundle.open(bundle).verify()
+    rng = np.random.default_rng(0)
+    simulator = MovieLensConfig(bundle=str(bundle), device=device).build()
+    simulator.play(simulator.contexts.sample(1, rng), np.zeros(1, dtype=np.int64), rng, rng)
+
+
 def _write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        for row in (header, *rows):
+            # A field is quoted where it holds a character of the line terminator: with "\n" alone a "\r" would not be.
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\r\n").writerow(row)
+            file.write(line.getvalue().removesuffix("\r\n") + "\n")
 
 
 def small(config: BuildConfig) -> BuildConfig:

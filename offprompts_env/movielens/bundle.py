@@ -17,12 +17,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
     from offprompts_env.text.language_model import CausalLM
     from offprompts_env.text.prompted import PromptFormatter
+
+RowT = TypeVar("RowT")
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -205,32 +207,60 @@ class Bundle:
     @cached_property
     def items(self) -> Items:
         """Movies."""
-        rows = self._rows("items.csv")
-        return Items(
-            np.array([int(row["item_id"]) for row in rows]),
-            tuple(row["title"] for row in rows),
-            tuple(tuple(row["genres"].split("|")) for row in rows),
-            np.array([int(row["year"] or 0) for row in rows]),
+
+        def parse(row: Sequence[str]) -> tuple[int, str, tuple[str, ...], int]:
+            item, title, genres, year = row
+            return int(item), title, tuple(genres.split("|")), int(year or 0)
+
+        ids, titles, genres, years = zip(
+            *self._rows("items.csv", ("item_id", "title", "genres", "year"), parse), strict=True
         )
+        return Items(np.array(ids), titles, genres, np.array(years))
 
     @cached_property
     def keywords(self) -> tuple[KeywordEntry, ...]:
         """Keywords, in catalogue order."""
-        return tuple(KeywordEntry(row["keyword"], row["kind"], row["group"]) for row in self._rows("keywords.csv"))
+        return tuple(self._rows("keywords.csv", ("keyword", "kind", "group"), lambda row: KeywordEntry(*row)))
 
     @cached_property
     def no_prompt_sentences(self) -> Mapping[str, tuple[str, ...]]:
         """What the language model says of each title without a keyword."""
         title_of = dict(zip(self.items.ids.tolist(), self.items.titles, strict=True))
         sentences: dict[str, tuple[str, ...]] = {}
-        for row in self._rows("no_prompt.csv"):
-            title = title_of[int(row["item_id"])]
-            sentences[title] = (*sentences.get(title, ()), row["sentence"])
+
+        def parse(row: Sequence[str]) -> tuple[str, str]:
+            item, sample, sentence = row
+            int(sample)
+            return title_of[int(item)], sentence
+
+        for title, sentence in self._rows("no_prompt.csv", ("item_id", "sample", "sentence"), parse):
+            sentences[title] = (*sentences.get(title, ()), sentence)
         return sentences
 
-    def _rows(self, name: str) -> list[dict[str, str]]:
-        with self.file(name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+    def _rows(self, name: str, header: tuple[str, ...], parse: Callable[[Sequence[str]], RowT]) -> list[RowT]:
+        """Return the parsed rows of a table.
+
+        Raises:
+            BundleError: the header is another one, a row cannot be parsed, or there is none.
+        """
+        path, number, row = self.file(name), 0, None
+        parsed: list[RowT] = []
+        cause: Exception | None = None
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                for number, row in enumerate(csv.reader(file)):
+                    if number > 0:
+                        parsed.append(parse(row))
+                    elif tuple(row) != header:
+                        break
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            cause = error
+        if cause is not None or not parsed:
+            raise BundleError(
+                f"bundle: {path}, row {number}: expected {','.join(header)}{'' if number else ' and then rows'}, "
+                f"got {row!r}{'' if cause is None else f' ({cause!r})'}; {_REMEDY}"
+            ) from cause
+        return parsed
 
     @property
     def formatter(self) -> PromptFormatter:

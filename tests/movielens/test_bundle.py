@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offprompts_env.errors import BundleError, OffPromptsError
-from offprompts_env.movielens.bundle import MANIFEST, Bundle, KeywordEntry
+from offprompts_env.movielens.bundle import MANIFEST, Bundle, KeywordEntry, write_manifest
 from tests import tiny_bundle
 
 
@@ -86,6 +86,33 @@ def test_damaged_and_missing_files_are_named(copy, name, use):
     path.unlink()
     with pytest.raises(BundleError, match=f"{name}.*SHA-256 {expected}, found no file"):
         use(Bundle.open(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "items.csv",
+            "item_id,title\n",
+            r"items\.csv, row 0: expected item_id,title,genres,year and then rows, got \['item_id', ",
+        ),
+        ("items.csv", "item_id,title,genres,year\n1,A,B,x\n", r"row 1: .*got \['1', 'A', 'B', 'x'\].*build"),
+        (
+            "keywords.csv",
+            "keyword,kind,group\na,b,c\na,b\n",
+            r"keywords\.csv, row 2: expected keyword,.*got \['a', 'b'\]",
+        ),
+        ("keywords.csv", "keyword,kind,group\n", r"row 0: .* and then rows, got"),
+        ("no_prompt.csv", "item_id,sample,sentence\n200,0,a\rb\n", r"no_prompt\.csv, row 2: .*got \['b'\]"),
+        ("no_prompt.csv", "item_id,sample,sentence\n999,0,a\n", r"row 1: .*got \['999', '0', 'a'\] \(KeyError"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(copy, name, content, message):
+    (copy / name).write_bytes(content.encode())
+    write_manifest(copy, Bundle.open(copy).info)
+    bundle = Bundle.open(copy)
+    with pytest.raises(BundleError, match=message):
+        _ = bundle.items, bundle.keywords, bundle.no_prompt_sentences
 
 
 def test_unknown_files(made):

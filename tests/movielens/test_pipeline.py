@@ -166,6 +166,32 @@ def test_a_build_that_fails_while_writing_leaves_the_old_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_any_sentence_survives_the_bundle(
+    built: tuple[Path, Path], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nasty = ["a\rb", "\0 \x0b\x0c\x1c\x85\u2028", 'say "hi", or\nnot', "\r\n"]
+    sentences = build._Build.sentences
+    monkeypatch.setattr(build._Build, "sentences", lambda self: [nasty, *sentences(self)[1:]])
+    out = build_assets(raw, tmp_path / "bundle", CONFIG, built[1], quiet=True)
+    found = Bundle.open(out)
+    assert list(found.no_prompt_sentences[found.items.titles[0]]) == nasty
+    others = [Bundle.open(folder).no_prompt_sentences[found.items.titles[1]] for folder in (out, built[0])]
+    assert others[0] == others[1]
+
+
+def test_a_bundle_that_cannot_be_opened_does_not_replace_the_old_one(
+    built: tuple[Path, Path], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(built[0], out)
+    before = contents(out)
+    monkeypatch.setattr(build, "_write_csv", lambda path, header, rows: path.write_text(",".join(header)))
+    with pytest.raises(BundleError, match=r"items\.csv, row 0"):
+        build_assets(raw, out, CONFIG, built[1], quiet=True)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_swap_that_fails_puts_the_old_bundle_back(
     built: tuple[Path, Path], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
