@@ -23,7 +23,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from offprompts_env.columns import make_dataset
-from offprompts_env.errors import ConfigError, PropensityError, ResetNeededError
+from offprompts_env.errors import ConfigError, PropensityError, ResetNeededError, StorageError
 from offprompts_env.sampling import check_policy, chosen_probabilities
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
@@ -199,8 +199,10 @@ class _Recorder:
         """Put all rows so far on disk.
 
         Raises:
-            StorageError: the disk is full; the rows stay in memory, so this can be called again.
+            StorageError: the disk is full; the rows stay in memory, so this can be called again. Or the recorder is
+                closed.
         """
+        self._expect_open()
         self._sink.flush()
 
     def dataset(self) -> LoggedDataset:
@@ -209,8 +211,17 @@ class _Recorder:
             self._sink.flush()
         return load(self.path)
 
+    def _expect_open(self) -> None:
+        """Raise where rows would go nowhere."""
+        if not self._finalizer.alive:
+            raise StorageError(
+                f"{self.path}: expected an open recorder, but the recorder is closed and rounds would be lost; make a "
+                f"new one with {type(self).__name__}(env, path, mode='append')"
+            )
+
     def _expect_round(self) -> None:
         """Raise for a propensity that no row would get."""
+        self._expect_open()
         if self._shown is None:
             raise ResetNeededError(
                 "record_propensity: expected an open round, found none, and no row would get this propensity; call it "
@@ -294,6 +305,7 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
 
         Raises:
             ResetNeededError: no round is open that it could belong to.
+            StorageError: the recorder is closed.
             PropensityError: not in (0, 1], nor NaN for unknown.
         """
         self._expect_round()
@@ -302,7 +314,12 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a round."""
+        """Begin a round.
+
+        Raises:
+            StorageError: the recorder is closed.
+        """
+        self._expect_open()
         observation, info = self.env.reset(seed=seed, options=options)
         self._named(seed)
         self._shown = shown_columns(observation, info)
@@ -313,10 +330,12 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         """Play a prompt and record the round.
 
         Raises:
+            StorageError: the recorder is closed, or the disk is full.
             ResetNeededError: no round is open.
             PropensityError: the policy gives the action probability 0.
             NumericalError: the reward is NaN or infinite; this round is not recorded, those before it are kept.
         """
+        self._expect_open()
         if self._shown is None:
             raise ResetNeededError("step: expected an open round; call reset() first")
         shown, given = self._shown, self._given
@@ -373,6 +392,7 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
 
         Raises:
             ResetNeededError: no rounds are open that they could belong to.
+            StorageError: the recorder is closed.
             PropensityError: a value is not in (0, 1], nor NaN for unknown.
         """
         self._expect_round()
@@ -381,7 +401,12 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a round in every sub-environment."""
+        """Begin a round in every sub-environment.
+
+        Raises:
+            StorageError: the recorder is closed.
+        """
+        self._expect_open()
         observation, infos = self.env.reset(seed=seed, options=options)
         self._named(seed)
         self._shown, self._given = shown_columns(observation, infos), None
@@ -392,10 +417,12 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         """Play one prompt in each sub-environment and record the rounds.
 
         Raises:
+            StorageError: the recorder is closed, or the disk is full.
             ResetNeededError: no rounds are open.
             PropensityError: the policy gives an action probability 0.
             NumericalError: a reward is NaN or infinite; these rounds are not recorded, those before them are kept.
         """
+        self._expect_open()
         if self._shown is None:
             raise ResetNeededError("step: expected open rounds; call reset() first")
         shown, given, chosen, played = self._shown, self._given, np.array(actions), ~self._resetting

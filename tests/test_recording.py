@@ -236,6 +236,31 @@ def test_a_propensity_without_a_round_is_an_error(tmp_path: Path) -> None:
             np.testing.assert_array_equal(envs.dataset().propensity, [0.5, 0.25])
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_closed_recorder_records_nothing_and_says_so(tmp_path: Path, opened: bool) -> None:
+    env = RecordLoggedData(make_env(), tmp_path / "log")
+    play(env, 3)
+    envs = RecordVectorLoggedData(make_vector("native", 2), tmp_path / "vector")
+    envs.reset(seed=0)
+    envs.step(np.zeros(2, dtype=int))
+    for recorder, action, name in ((env, 1, "RecordLoggedData"), (envs, np.ones(2, dtype=int), "RecordVectorLoggedD")):
+        if opened:
+            recorder.reset()
+        recorder.close()
+        words = rf"the recorder is closed.* {name}.*mode='append'"
+        with pytest.raises(StorageError, match=words):
+            recorder.step(action)
+        with pytest.raises(StorageError, match=words):
+            recorder.reset()
+        with pytest.raises(StorageError, match=words):
+            recorder.record_propensity(0.5)
+        with pytest.raises(StorageError, match=words):
+            recorder.flush()
+        recorder.close()
+    assert len(env.dataset()) == 3
+    assert len(envs.dataset()) == 2
+
+
 def test_wrapper_modes(tmp_path: Path) -> None:
     with RecordLoggedData(make_env(), tmp_path / "log", seed=11) as env:
         play(env, 5)
