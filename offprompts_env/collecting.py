@@ -3,11 +3,12 @@
 Rounds come in batches. All that is random in batch k is drawn from the streams ``("collect", part, k)`` of the seed,
 and every batch is played as a whole, so that a log of n rows is the first n rows of an endless one which the seed and
 the batch size name. That is why an interrupted recording goes on as if nothing had happened, and why a second call with
-the same arguments and ``mode="append"`` costs no more than reading.
+the same arguments and ``mode="append"`` costs no more than reading, and says so in a warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def collect(
         env: an environment, a vector environment, or a simulator.
         policy: anything with ``probabilities``, or an agent with ``act``; an agent's ``learn`` is called with each
             batch once played, without the oracle. The propensity recorded is that with which the action was drawn.
-        n: rows of the log, those that are there already included; a longer log is left and returned as it is.
+        n: rows of the log, those that are there already included; a log of n rows or more is left and returned as it
+            is, with a warning that nothing was recorded.
         path: directory of the log; without one it stays in memory.
         seed: names the recording. The environment's own state does not matter.
         batch_size: rounds a batch. The rows depend on it; by default that of the log appended to, else 4,096 in a
@@ -115,6 +117,12 @@ def collect(
         writer.batch_size = size
         if writer.rows < n:
             _record(player, act, learn, writer.append, range(writer.rows, n), size, progress)
+        else:
+            warnings.warn(
+                f"{path}: nothing was recorded, the log has {writer.rows} rows already and n={n} counts the rows "
+                f"already there; for k rows more pass n={writer.rows} + k",
+                stacklevel=2,
+            )
     return load(path)
 
 

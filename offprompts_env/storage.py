@@ -220,7 +220,7 @@ class ShardWriter:
         if mode == "refuse":
             raise StorageError(
                 f"{self.path}: expected no log here, found one of {existing.rows} rows; pass mode='append' to continue "
-                "it, mode='overwrite' to replace it, or another path"
+                "it (in collect, n counts the rows already there), mode='overwrite' to replace it, or another path"
             )
         metadata = self.metadata
         for name, expected, actual in (

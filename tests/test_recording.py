@@ -504,6 +504,7 @@ ENVS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing was recorded")
 @pytest.mark.parametrize("kind", ENVS)
 def test_collect_is_named_by_its_seed(tmp_path: Path, kind: str) -> None:
     """In memory or on disk, at once, in pieces, or with small shards: the rows are the same."""
@@ -528,6 +529,18 @@ def test_collect_is_named_by_its_seed(tmp_path: Path, kind: str) -> None:
     assert (log.sentence is not None) == ("text" in kind)
     if "text" not in kind:
         assert_consistent(log, SyntheticConfig(**SMALL).build(), reward_std=np.inf)
+
+
+def test_n_counts_the_rows_already_there(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    log = collect(make_env(), TiltedPolicy(), 20, tmp_path / "log", batch_size=5)
+    with pytest.raises(StorageError, match=r"mode='append' .*n counts the rows already there"):
+        collect(make_env(), TiltedPolicy(), 10, tmp_path / "log", batch_size=5)
+    assert not recwarn
+    for n in (10, 20):
+        with pytest.warns(UserWarning, match=rf"nothing was recorded, the log has 20 rows already and n={n} counts"):
+            assert_same(collect(make_env(), TiltedPolicy(), n, tmp_path / "log", mode="append"), log)
+    assert len(collect(make_env(), TiltedPolicy(), 21, tmp_path / "log", mode="append")) == 21
+    assert not recwarn
 
 
 def test_collect_batches_share_no_randomness() -> None:
