@@ -176,6 +176,8 @@ class Worlds:
                 raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
         for log, policy in zip(logs, self.logging_policies or (), strict=bool(self.logging_policies)):
             check_policy(policy, log.prompts, "the log")
+        if self.generators:
+            self.stack.require_outputs("a method with a generator")
         for log, generator in zip(logs, self.generators or (), strict=bool(self.generators)):
             check_catalogue("generator", generator.prompts.fingerprint, log.prompts)
             if generator.output_dim != log.output.shape[1]:
@@ -252,6 +254,7 @@ class _Offline(PolicyGradient):
 
         Raises:
             ConfigError: a generator is needed and not given.
+            DataError: a generator is given, and the log has no outputs.
             DimensionError: generator or logging policy do not fit the log.
             PropensityError: propensities are needed and unknown.
             NumericalError: training diverged, or the generator gave NaN.

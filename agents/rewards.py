@@ -278,12 +278,13 @@ class SentenceRewardRegression(_Regression):
     """
 
     def fit(self, log: LoggedDataset, *, seed: int = 0) -> SentenceRewards:
-        """Fit one log; raises what :meth:`PromptRewardRegression.fit` does."""
+        """Fit one log; raises what :meth:`PromptRewardRegression.fit` does, and DataError for a log without outputs."""
         return self.fit_many([log], seeds=[seed])[0]
 
     def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[SentenceRewards]:
         """Fit several logs as one batched problem, each with its own seed."""
         stack = StackedLogs(logs)
+        stack.require_outputs("agents.SentenceRewardRegression")
         inputs = torch.cat([stack.inputs[:, :-1], stack.output, stack.inputs[:, -1:]], dim=1)
         fitted = self._fit(stack, inputs, check_seeds(logs, seeds), "sentence-reward regression")
         return [SentenceRewards(network, validation) for network, validation in fitted]

@@ -276,6 +276,14 @@ class StackedLogs:
         self.output = self.join([log.output for log in logs])
         self.embeddings = self.join([log.prompts.embeddings for log in logs])
 
+    def require_outputs(self, label: str) -> None:
+        """Raise :class:`DataError` if the logs have no outputs, which `label` needs."""
+        if self.output.shape[1] == 0:
+            raise DataError(
+                f"{label}: the log has no outputs; use agents.PromptRewardRegression, agents.RegressionPG or "
+                "agents.ImportanceSamplingPG without a generator, which need none, or record a log with outputs"
+            )
+
     @staticmethod
     def join(columns: Sequence[Array]) -> Tensor:
         """Return one column of every log as one tensor."""

@@ -176,6 +176,17 @@ def other_catalogue(log: LoggedDataset) -> LoggedDataset:
     return replace(log, prompts=PromptSet(log.prompts.embeddings + 1))
 
 
+def without_outputs(log: LoggedDataset) -> LoggedDataset:
+    return replace(log, output=log.output[:, :0])
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_a_log_without_outputs_is_enough_for_prompts(log):
+    bare = without_outputs(log)
+    assert identical(QUICK[1].fit(bare), QUICK[1].fit(log))
+    QUICK[0].fit(bare)
+
+
 @pytest.mark.parametrize(
     ("act", "error", "words"),
     [
@@ -207,6 +218,8 @@ def other_catalogue(log: LoggedDataset) -> LoggedDataset:
             DimensionError,
             "outputs of dimension 3",
         ),
+        (lambda s, log: QUICK[2].fit(without_outputs(log), generator=s.outputs), DataError, "log has no outputs; use"),
+        (lambda s, log: agents.SentenceRewardRegression().fit(without_outputs(log)), DataError, "log has no outputs"),
         (
             lambda s, log: QUICK[1].fit(
                 replace(log, propensity=np.full(len(log), np.nan)), logging_policy=agents.ConstantPolicy(0, 12)
