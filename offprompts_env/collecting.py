@@ -90,7 +90,8 @@ def collect(
         shard_rows: rows a Parquet file.
 
     Returns:
-        The log, read back from `path` where there is one. After an error or Ctrl-C the rows so far are there.
+        The log, read back from `path` where there is one. After an error or Ctrl-C the rows so far are there; a kill
+        costs those of the last ten seconds and of the batch at hand.
 
     Raises:
         ConfigError: a wrong argument, or appending with another seed or batch size than the log has.

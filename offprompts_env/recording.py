@@ -260,7 +260,7 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
     """Records every round of an environment as a logged dataset on disk.
 
     Rows are on disk after :meth:`flush`, after :meth:`close` or the end of the program, when a shard is full, and while
-    rounds go on about once a minute.
+    rounds go on about every ten seconds.
 
     Where the propensity comes from: from `policy`, evaluated just before the step; or from whoever acts, who calls
     :meth:`record_propensity` on this object between reset and step, however many wrappers lie outside of it; else it

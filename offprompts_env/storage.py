@@ -62,8 +62,9 @@ Mode = Literal["refuse", "append", "overwrite"]
 SHARD_ROWS = 1 << 18
 # A shard is flushed early once it holds this much text, so that long sentences do not pile up in memory.
 _SHARD_CHARACTERS = 1 << 26
-# So is one whose first row has waited for this long, so that a kill costs a slow recording little.
-_SHARD_SECONDS = 60.0
+# So is all there is when the last shard, or the opening of the log, is this many seconds ago. The age of the first row
+# does not count, so that a batch that took minutes is on disk at once.
+_SHARD_SECONDS = 10.0
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -151,7 +152,8 @@ class ShardWriter:
         prompts: the catalogue that actions index.
         metadata: provenance of the rows to come; the attribute may be replaced until the first flush.
         mode: what to do where there are rows already: refuse, append to them, or overwrite them.
-        shard_rows: a shard is flushed when it has at least this many rows, or when its first row is a minute old.
+        shard_rows: a shard is flushed when it has at least this many rows, or with the first rows that come ten seconds
+            or more after the shard before, so that a kill costs at most ten seconds and the batch at hand.
         batch_size: kept in the manifest, for recordings whose rows depend on it.
 
     Raises:
@@ -179,7 +181,7 @@ class ShardWriter:
         self._shard_rows, self.batch_size = shard_rows, batch_size
         self._pending = Batches()
         self._pending_rows = self._pending_characters = 0
-        self._waiting_since = 0.0
+        self._shard_written = time.monotonic()
         self._registered = False
         json_text(asdict(self.metadata))
         # While the interpreter ends is too late for this import, but not for writing the last rows.
@@ -280,13 +282,11 @@ class ShardWriter:
         check_texts(batch)
         step = self._shard_rows
         parts = [batch] if len(batch) <= step else [batch.take(slice(i, i + step)) for i in range(0, len(batch), step)]
-        if not self._pending.parts:
-            self._waiting_since = time.monotonic()
         for part in parts:
             self._pending.append(part)
         self._pending_rows += len(batch)
         self._pending_characters += count_characters(batch)
-        aged = time.monotonic() - self._waiting_since > _SHARD_SECONDS
+        aged = time.monotonic() - self._shard_written >= _SHARD_SECONDS
         if aged or self._pending_rows >= self._shard_rows or self._pending_characters >= _SHARD_CHARACTERS:
             self._write_shards(partial=aged)
 
@@ -335,6 +335,8 @@ class ShardWriter:
         manifest = replace(manifest, shards=(*manifest.shards, shard))
         write_atomic(self.path / MANIFEST, manifest_bytes(manifest))
         pending = Batches(left)
+        # What is left is of the batch that filled this shard, so it is no older.
+        self._shard_written = time.monotonic()
         # In one statement without a call: Ctrl-C lands before it, and the same shard is written again, or after it.
         self._manifest, self._pending = manifest, pending
         self._pending_rows = sum(map(len, left))

@@ -261,6 +261,17 @@ def test_a_closed_recorder_records_nothing_and_says_so(tmp_path: Path, opened: b
     assert len(envs.dataset()) == 2
 
 
+def test_slow_rounds_are_on_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with RecordLoggedData(make_env(), tmp_path / "log") as env:
+        for row in range(3):
+            env.reset(seed=row)
+            now += 12
+            env.step(np.int64(0))
+            assert read_manifest(tmp_path / "log").rows == row + 1
+
+
 def test_wrapper_modes(tmp_path: Path) -> None:
     with RecordLoggedData(make_env(), tmp_path / "log", seed=11) as env:
         play(env, 5)
@@ -680,7 +691,7 @@ def alarm() -> Iterator[None]:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs timers that interrupt")
 @pytest.mark.usefixtures("alarm")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*nothing was recorded")
 def test_ctrl_c_and_go_on(tmp_path: Path) -> None:
     """Interrupted at many moments, resumed with the same call: the log is that of a recording left alone."""
     env, policy, n = make_env(), TiltedPolicy(), 20_000

@@ -502,12 +502,15 @@ def test_flush_can_be_tried_again_when_there_is_space(tmp_path: Path, monkeypatc
 
 
 def test_a_slow_recording_is_flushed_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = make_log(3)
-    now = 0.0
+    log = make_log(8)
+    now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     with ShardWriter(tmp_path, log.prompts, log.metadata) as writer:
-        for row in range(3):
+        flushed = []
+        for row, seconds in enumerate((3, 3, 3, 3, 1, 30, 1, 10)):  # how long each row took
+            now += seconds
             writer.append(log.take(slice(row, row + 1)))
-            now += 50
-        assert writer.flushed_rows == 3
-        assert len(writer.manifest.shards) == 1 if writer.manifest else False
+            flushed.append(writer.flushed_rows)
+    # Never more than ten seconds are in memory only, and no row of minutes waits for the next one.
+    assert flushed == [0, 0, 0, 4, 4, 6, 6, 8]
+    assert_same(load(tmp_path), log)
