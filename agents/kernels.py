@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 import numpy as np
@@ -89,8 +90,8 @@ class UniformKernel:
 
 
 def _check_kernel(tau: float, output_noise: float) -> None:
-    if not (math.isfinite(tau) and tau > 0):
-        raise ConfigError(f"tau: expected a bandwidth > 0, got {tau}; 1.0 is the published default")
+    if not (isinstance(tau, Real) and math.isfinite(tau) and tau > 0):
+        raise ConfigError(f"tau: expected a bandwidth > 0, got {tau!r}; 1.0 is the published default")
     check_number("output_noise", output_noise, 0)
 
 

@@ -40,11 +40,12 @@ from agents.training import (
     StackedLogs,
     check_hidden,
     check_seeds,
+    check_simulators,
     differentiate,
     train,
     world_streams,
 )
-from offprompts_env.config import check_integer, check_number
+from offprompts_env.config import check_integer, check_kind, check_number
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
 from offprompts_env.sampling import check_catalogue, check_policy, chosen_probabilities
 from offprompts_env.simulator import GaussianOutputs, OutputModel, Simulator
@@ -176,6 +177,8 @@ class Worlds:
                 raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
         for log, policy in zip(logs, self.logging_policies or (), strict=bool(self.logging_policies)):
             check_policy(policy, log.prompts, "the log")
+        for generator in self.generators or ():
+            check_kind("generator", generator, OutputModel, "of a simulator pass simulator.outputs")
         if self.generators:
             self.stack.require_outputs("a method with a generator")
         for log, generator in zip(logs, self.generators or (), strict=bool(self.generators)):
@@ -529,6 +532,7 @@ class OnlinePG(PolicyGradient):
         self, simulators: Sequence[Simulator], *, seeds: Sequence[int] | None = None, callback: Callback | None = None
     ) -> list[NeuralPolicy]:
         """Learn a policy in each simulator as one batched problem."""
+        check_simulators(simulators)
         label, chosen = "online PG", check_seeds(simulators, seeds)
         shapes = [(s.contexts.context_dim, s.contexts.query_dim, s.n_prompts) for s in simulators]
         if len(set(shapes)) != 1:

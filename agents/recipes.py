@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from agents.policies import SoftmaxPolicy, UniformPolicy
 from agents.rewards import PromptRewardRegression
-from agents.training import check_seeds
+from agents.training import check_seeds, check_simulators
 from offprompts_env.collecting import collect
 from offprompts_env.rng import integer_seed
 from offprompts_env.simulator import Simulator
@@ -31,6 +31,7 @@ def logging_policies(
         regression: settings of the regression.
         seeds: one a simulator.
     """
+    check_simulators(simulators)
     chosen = check_seeds(simulators, seeds)
     # A log that is later recorded with the same seed must not repeat the users and the noise of these rounds.
     logs = [

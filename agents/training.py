@@ -24,9 +24,10 @@ from torch.optim.adam import adam
 from tqdm import tqdm
 
 from agents.networks import StackedMLP, homogeneous
-from offprompts_env.config import check_integer, check_number
+from offprompts_env.config import check_integer, check_kind, check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
 from offprompts_env.rng import stream
+from offprompts_env.simulator import Simulator
 from offprompts_env.types import Array, IntArray, LoggedDataset
 
 # Steps for which batches are gathered and random numbers are drawn at once, to spread the cost of each call.
@@ -250,6 +251,7 @@ class StackedLogs:
         embeddings: prompt embeddings of every world, (W · A, d_e).
 
     Raises:
+        ConfigError: something else than a log.
         DataError: no log.
         DimensionError: logs of different dimensions or numbers of prompts.
     """
@@ -257,6 +259,8 @@ class StackedLogs:
     def __init__(self, logs: Sequence[LoggedDataset]) -> None:
         if len(logs) == 0:
             raise DataError("logs: expected at least one log, got none")
+        for log in logs:
+            check_kind("log", log, LoggedDataset, "read a recorded one with LoggedDataset.load(path)")
         shapes = [
             (log.context.shape[1], log.query.shape[1], log.output.shape[1], log.prompts.embeddings.shape)
             for log in logs
@@ -344,6 +348,12 @@ def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
     for size in hidden:
         check_integer("hidden", size, 1)
     return tuple(hidden)
+
+
+def check_simulators(simulators: Sequence[Simulator]) -> None:
+    """Raise :class:`ConfigError` for something else than simulators."""
+    for simulator in simulators:
+        check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
 
 
 def check_seeds(logs: Sequence[object], seeds: Sequence[int] | None) -> list[int]:

@@ -54,6 +54,18 @@ def check_number(name: str, value: object, low: float = -math.inf, *, strict: bo
         raise ConfigError(f"{name}: expected a finite number{bound}, got {value!r}{_foreign(value)}")
 
 
+def check_kind(name: str, value: object, kind: type, remedy: str) -> None:
+    """Raise :class:`ConfigError` unless `value` is a `kind`: an instance of a class, or like a protocol."""
+    if isinstance(value, kind):
+        return
+    if getattr(kind, "_is_protocol", False):
+        missing = [member for member in dir(kind) if not member.startswith("_") and not hasattr(value, member)]
+        found = f"expected an object like {kind.__name__}, but {type(value).__name__} lacks {', '.join(missing)}"
+    else:
+        found = f"expected a {kind.__name__}, got {value!r:.80} of type {type(value).__name__}"
+    raise ConfigError(f"{name}: {found}; {remedy}")
+
+
 def _foreign(value: object) -> str:
     # Settings go into JSON, which knows no numbers of NumPy or torch.
     return "; make it a Python number with .item()" if hasattr(value, "item") else ""

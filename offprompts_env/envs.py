@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from offprompts_env.config import Config
+from offprompts_env.config import Config, check_integer
 from offprompts_env.errors import ActionError, ConfigError, ResetNeededError, unknown_name
 from offprompts_env.simulator import (
     ContextSource,
@@ -29,7 +29,7 @@ from offprompts_env.simulator import (
     Simulator,
 )
 from offprompts_env.synthetic import SyntheticConfig
-from offprompts_env.types import Contexts, FloatArray, check_actions, check_rewards
+from offprompts_env.types import Contexts, FloatArray, PromptSet, check_actions, check_rewards
 
 if TYPE_CHECKING:
     from offprompts_env.movielens.parts import MovieLensConfig
@@ -270,8 +270,7 @@ class PromptVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"num_envs: expected an integer ≥ 1, got {num_envs}")
+        check_integer("num_envs", num_envs, 1)
         if autoreset_mode not in (AutoresetMode.SAME_STEP, "same_step", "SameStep", AutoresetMode.SAME_STEP.value):
             raise ConfigError(
                 f"autoreset_mode: expected same_step, got {autoreset_mode!r}; for another mode use "
@@ -343,7 +342,7 @@ class PromptVectorEnv(VectorEnv[Any, Any, Any]):
 
 def _check_settings(config: type[Config], settings: Mapping[str, Any], *more: str) -> None:
     """Raise :class:`ConfigError` for a keyword argument that the environment does not have."""
-    valid = {*config.names(), "contexts", "outputs", "rewards", "render_mode", *more}
+    valid = {*config.names(), "contexts", "prompts", "outputs", "rewards", "render_mode", *more}
     for name in settings:
         if name not in valid:
             raise unknown_name("setting", name, valid)
@@ -359,18 +358,20 @@ def _own(parts: Mapping[str, object | None]) -> dict[str, str]:
 def _synthetic(
     preset: str,
     contexts: ContextSource | None,
+    prompts: PromptSet | None,
     outputs: OutputModel | None,
     rewards: RewardModel | None,
     settings: dict[str, Any],
 ) -> tuple[Simulator, dict[str, Any]]:
     _check_settings(SyntheticConfig, settings, "preset")
     config = SyntheticConfig.preset(preset, **settings)
-    parts: dict[str, Any] = {"contexts": contexts, "outputs": outputs, "rewards": rewards}
+    parts: dict[str, Any] = {"contexts": contexts, "prompts": prompts, "outputs": outputs, "rewards": rewards}
     return config.build(**parts), config.to_json() | _own(parts)
 
 
 def _movielens(
     contexts: ContextSource | None,
+    prompts: PromptSet | None,
     outputs: OutputModel | None,
     rewards: RewardModel | None,
     settings: dict[str, Any],
@@ -379,7 +380,7 @@ def _movielens(
 
     _check_settings(MovieLensConfig, settings)
     config: MovieLensConfig = MovieLensConfig.from_settings(settings)
-    parts: dict[str, Any] = {"contexts": contexts, "outputs": outputs, "rewards": rewards}
+    parts: dict[str, Any] = {"contexts": contexts, "prompts": prompts, "outputs": outputs, "rewards": rewards}
     return config.build(**parts), config.to_json() | _own(parts)
 
 
@@ -410,7 +411,8 @@ class SyntheticEnv(PromptEnv):
     ## Arguments
     All fields of :class:`~offprompts_env.synthetic.SyntheticConfig` as keyword arguments, and:
     `preset`: "default" (the stated equations) or "paper_code" (the process behind the published numbers);
-    `contexts`, `outputs`, `rewards`: own parts, objects like the protocols in :mod:`offprompts_env.simulator`;
+    `contexts`, `prompts`, `outputs`, `rewards`: own parts: a :class:`~offprompts_env.types.PromptSet`, and objects like
+    the protocols in :mod:`offprompts_env.simulator`;
     `render_mode`: "ansi".
 
     ## Reproducibility
@@ -433,12 +435,13 @@ class SyntheticEnv(PromptEnv):
         *,
         preset: str = "default",
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        simulator, config = _synthetic(preset, contexts, outputs, rewards, settings)
+        simulator, config = _synthetic(preset, contexts, prompts, outputs, rewards, settings)
         super().__init__(simulator, config=config, render_mode=render_mode)
 
 
@@ -451,13 +454,14 @@ class SyntheticVectorEnv(PromptVectorEnv):
         *,
         preset: str = "default",
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        simulator, config = _synthetic(preset, contexts, outputs, rewards, settings)
+        simulator, config = _synthetic(preset, contexts, prompts, outputs, rewards, settings)
         super().__init__(num_envs, simulator, config=config, autoreset_mode=autoreset_mode, render_mode=render_mode)
 
 
@@ -488,7 +492,8 @@ class MovieLensEnv(PromptEnv):
 
     ## Arguments
     All fields of :class:`~offprompts_env.movielens.parts.MovieLensConfig` as keyword arguments, and:
-    `contexts`, `outputs`, `rewards`: own parts, objects like the protocols in :mod:`offprompts_env.simulator`;
+    `contexts`, `prompts`, `outputs`, `rewards`: own parts: a :class:`~offprompts_env.types.PromptSet`, and objects like
+    the protocols in :mod:`offprompts_env.simulator`;
     `render_mode`: "ansi".
 
     ## Reproducibility
@@ -514,12 +519,13 @@ class MovieLensEnv(PromptEnv):
         self,
         *,
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        simulator, config = _movielens(contexts, outputs, rewards, settings)
+        simulator, config = _movielens(contexts, prompts, outputs, rewards, settings)
         super().__init__(simulator, config=config, render_mode=render_mode)
 
 
@@ -531,11 +537,12 @@ class MovieLensVectorEnv(PromptVectorEnv):
         num_envs: int,
         *,
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        simulator, config = _movielens(contexts, outputs, rewards, settings)
+        simulator, config = _movielens(contexts, prompts, outputs, rewards, settings)
         super().__init__(num_envs, simulator, config=config, autoreset_mode=autoreset_mode, render_mode=render_mode)

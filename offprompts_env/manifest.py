@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,21 +98,40 @@ class Manifest:
         return LogMetadata(self.env_id, dict(self.env_config), first.seed, dict(first.versions), self.notes)
 
 
-def find_manifest(root: Path) -> Manifest | None:
+def find_manifest(root: Path, *, warn: bool = True) -> Manifest | None:
     """Return the manifest in `root` with the shards it does not name yet, or None if there is none.
 
+    Shards that it does not name are named in a warning if `warn`, for nothing vouches for what they hold.
+
     Raises:
-        StorageError: it is damaged, of a newer format version, or not that of a log.
+        StorageError: it is damaged, of a newer format version, or not that of a log; its numbers of rows contradict
+            each other; or a shard that it does not name is not the next one.
     """
     file = root / MANIFEST
     if not file.is_file():
         return None
-    manifest = _parse_manifest(file, read_bytes(file))
-    while True:
-        following = root / shard_name(len(manifest.shards))
-        if not following.is_file():
-            return manifest
+    # Looked up first: of the shards that are there now, a writer at work has named all but the last one afterwards.
+    present = {entry.name for entry in root.iterdir() if is_shard(entry)}
+    manifest, rows = _parse_manifest(file, read_bytes(file))
+    named = manifest
+    while (following := root / shard_name(len(manifest.shards))).is_file():
         manifest = replace(manifest, shards=(*manifest.shards, _recover(following, manifest)))
+    if strays := sorted(present - {shard.file for shard in manifest.shards}):
+        raise StorageError(
+            f"{following}: expected this shard before {strays[0]}, it is missing; restore it from a copy, or move the "
+            "shards after it away to do without their rows"
+        )
+    # Both are consistent: the entries may have been lost that the shards themselves make up for.
+    if rows not in (None, named.rows, manifest.rows):
+        raise StorageError(f"{file}: expected 'rows' to be {named.rows}, the sum over its shards, got {rows}; {REPAIR}")
+    adopted = [shard.file for shard in manifest.shards[len(named.shards) :]]
+    if adopted and warn:
+        warnings.warn(
+            f"{root}: read {', '.join(adopted)} ({manifest.rows - named.rows} rows) that {MANIFEST} does not name, as "
+            "after a kill or while a recording goes on; they continue the log, but have no checksum, so damage to them would go unnoticed",
+            stacklevel=4,
+        )
+    return manifest
 
 
 def _recover(file: Path, manifest: Manifest) -> Shard:
@@ -130,7 +150,29 @@ def _recover(file: Path, manifest: Manifest) -> Shard:
     return Shard(file.name, rows, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _parse_manifest(file: Path, content: bytes) -> Manifest:
+def count_rows(file: Path) -> int:
+    """Return the number of rows of a shard, from its footer alone.
+
+    Raises:
+        StorageError: it is no Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{file}: expected a Parquet file, cannot read it: {error}; {REPAIR}") from error
+
+
+def check_rows(file: Path, shard: Shard, rows: int) -> None:
+    """Raise :class:`StorageError` where `file` has another number of `rows` than the manifest says."""
+    if rows != shard.rows:
+        raise StorageError(f"{file}: expected {shard.rows} rows as in {MANIFEST}, got {rows}; {REPAIR}")
+
+
+def _parse_manifest(file: Path, content: bytes) -> tuple[Manifest, Any]:
+    """Return what the manifest says, and apart from it its total number of rows."""
     try:
         raw = json.loads(content)
     except ValueError as error:
@@ -145,7 +187,7 @@ def _parse_manifest(file: Path, content: bytes) -> Manifest:
         )
     try:
         texts = raw["prompt_texts"]
-        return Manifest(
+        manifest = Manifest(
             env_id=raw["env_id"],
             env_config=raw["env_config"],
             notes=raw["notes"],
@@ -158,6 +200,10 @@ def _parse_manifest(file: Path, content: bytes) -> Manifest:
         )
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file}: incomplete: {type(error).__name__} {error}; {REPAIR}") from error
+    for shard in manifest.shards:
+        if type(shard.rows) is not int or shard.rows < 0:
+            raise StorageError(f"{file}: expected a number of rows of {shard.file}, got {shard.rows!r}; {REPAIR}")
+    return manifest, raw.get("rows")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -189,15 +235,20 @@ def is_ours(entry: Path) -> bool:
     return name in (MANIFEST, PROMPTS) or _SHARD.fullmatch(name) is not None
 
 
+def is_shard(entry: Path) -> bool:
+    """Say whether a file has the name of a shard."""
+    return _SHARD.fullmatch(entry.name) is not None
+
+
 def has_shards(root: Path) -> bool:
     """Say whether a directory holds rows of a log."""
-    return any(_SHARD.fullmatch(entry.name) for entry in root.iterdir())
+    return any(map(is_shard, root.iterdir()))
 
 
 def remove_log(root: Path) -> None:
     """Remove the files of a log and no other ones."""
     # The last shard goes first: what a kill leaves behind is a log that misses shards, never one with rows mixed up.
-    remove_files(sorted((entry for entry in root.iterdir() if _SHARD.fullmatch(entry.name)), reverse=True))
+    remove_files(sorted(filter(is_shard, root.iterdir()), reverse=True))
     remove_files([root / MANIFEST, root / PROMPTS, *root.glob(".*.tmp")])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from offprompts_env.config import check_kind
 from offprompts_env.errors import DataError, DimensionError, NumericalError
 from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet, check_actions
 
@@ -55,8 +56,10 @@ def check_policy(policy: Policy, prompts: PromptSet, place: str) -> None:
     A policy that knows what it was made for says so in an attribute ``catalogue``, the fingerprint of its prompts.
 
     Raises:
+        ConfigError: not a policy.
         DimensionError: another number of prompts, or another catalogue.
     """
+    check_kind("policy", policy, Policy, "pass a policy, for instance agents.UniformPolicy(n_prompts)")
     if policy.n_prompts != len(prompts):
         raise DimensionError(
             f"policy: expected {len(prompts)} prompts as in {place}, got {policy.n_prompts}; "

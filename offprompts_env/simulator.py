@@ -14,6 +14,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
+from offprompts_env.config import check_kind
 from offprompts_env.errors import ConfigError, DimensionError, NumericalError, unknown_name
 from offprompts_env.rng import stream
 from offprompts_env.sampling import check_policy, inverse_cdf, pmf_by_parts, sample_actions
@@ -341,6 +342,7 @@ class Simulator:
             confidence: of the interval.
 
         Raises:
+            ConfigError: not a policy.
             DimensionError: the policy is over other prompts.
         """
         check_policy(policy, self.prompts, "this simulator")
@@ -384,25 +386,28 @@ class Simulator:
 
 
 def check_parts(
-    *, contexts: ContextSource | None = None, outputs: OutputModel | None = None, rewards: RewardModel | None = None
+    *,
+    contexts: ContextSource | None = None,
+    prompts: PromptSet | None = None,
+    outputs: OutputModel | None = None,
+    rewards: RewardModel | None = None,
 ) -> None:
     """Check that the parts that are given have the methods of their protocols.
 
     Raises:
-        ConfigError: one lacks some; the message names them.
+        ConfigError: one lacks some, and the message names them; or prompts beside an output model with its own.
     """
+    if prompts is not None and not isinstance(prompts, PromptSet):
+        raise ConfigError(f"prompts: expected a PromptSet, got {type(prompts).__name__}; make one of embeddings")
+    if prompts is not None and outputs is not None:
+        raise ConfigError("prompts: an output model of your own brings its own prompts; pass outputs= alone")
     for name, part, protocol in (
         ("contexts", contexts, ContextSource),
         ("outputs", outputs, OutputModel),
         ("rewards", rewards, RewardModel),
     ):
-        if part is not None and not isinstance(part, protocol):
-            needed = [m for m in dir(protocol) if not m.startswith("_")]
-            missing = [m for m in needed if not hasattr(part, m)]
-            raise ConfigError(
-                f"{name}: expected an object like {protocol.__name__}, but {type(part).__name__} lacks "
-                f"{', '.join(missing)}; add what is missing"
-            )
+        if part is not None:
+            check_kind(name, part, protocol, "add what is missing")
 
 
 def _logistic_normal_mean(location: FloatArray, scale: FloatArray, nodes: int = 32) -> FloatArray:

@@ -8,7 +8,7 @@
 
 Every file is written under a temporary name, synced and renamed, the shard before the manifest that names it. So at any
 moment the directory holds whole files only, and a shard that the manifest does not name yet is the next in the sequence
-and is found by its name.
+and is found by its name; a warning says so, as there is no checksum of it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from offprompts_env.manifest import (
     Manifest,
     Recording,
     Shard,
+    check_rows,
+    count_rows,
     find_manifest,
     has_shards,
     is_ours,
@@ -72,6 +74,9 @@ def read_manifest(path: str | Path) -> Manifest:
 
     Raises:
         StorageError: there is no dataset, it has a newer format version, or a file is damaged.
+
+    Warns:
+        UserWarning: there are shards that the manifest on disk does not name, so that they have no checksum.
     """
     manifest = find_manifest(Path(path))
     if manifest is None:
@@ -87,7 +92,10 @@ def load(path: str | Path) -> LoggedDataset:
 
     Raises:
         StorageError: there is no dataset at `path`, it has no rows, is of a newer format version, or a file of it is
-            missing or damaged; the message names the file, and the expected and the actual checksum.
+            missing or damaged; the message names the file, and the expected and the actual checksum or number of rows.
+
+    Warns:
+        UserWarning: there are shards that the manifest on disk does not name, so that they have no checksum.
     """
     root = Path(path)
     manifest = read_manifest(root)
@@ -198,7 +206,7 @@ class ShardWriter:
     def _existing(self, mode: Mode) -> Manifest | None:
         """Return the log to append to, or None with the directory cleared for a new one."""
         try:
-            existing = find_manifest(self.path)
+            existing = find_manifest(self.path, warn=mode != "overwrite")
         except StorageError:
             if mode != "overwrite" or FORMAT not in (self.path / MANIFEST).read_text(errors="replace"):
                 raise
@@ -244,6 +252,7 @@ class ShardWriter:
                     f"{file}: cannot append to a damaged log, expected a shard of {shard.bytes} bytes, "
                     f"{'found none' if found is None else f'got {found}'}; {REPAIR}"
                 )
+            check_rows(file, shard, count_rows(file))
         remove_files(self.path.glob(".*.tmp"))
         return existing
 
@@ -396,7 +405,9 @@ class ShardWriter:
 
 def _read_shard(root: Path, shard: Shard, manifest: Manifest) -> dict[str, Array]:
     file = root / shard.file
-    return decode(read_bytes(file, shard.sha256), manifest.columns, file)
+    columns = decode(read_bytes(file, shard.sha256), manifest.columns, file)
+    check_rows(file, shard, len(columns["action"]))
+    return columns
 
 
 def _prompts_content(prompts: PromptSet) -> bytes:

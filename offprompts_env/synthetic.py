@@ -148,6 +148,7 @@ class SyntheticConfig(Config):
         self,
         *,
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
     ) -> Simulator:
@@ -157,11 +158,11 @@ class SyntheticConfig(Config):
             ConfigError: a given part lacks a method.
             DimensionError: a given part does not fit the others; the message names both dimensions.
         """
-        check_parts(contexts=contexts, outputs=outputs, rewards=rewards)
+        check_parts(contexts=contexts, prompts=prompts, outputs=outputs, rewards=rewards)
         source = GaussianContexts.draw(self) if contexts is None else contexts
         # The other parts take the dimensions of a part that was given, so one can be replaced without repeating them.
         config = replace(self, context_dim=source.context_dim, query_dim=source.query_dim)
-        model = AdditiveOutputs.draw(config) if outputs is None else outputs
+        model = AdditiveOutputs.draw(config, prompts) if outputs is None else outputs
         if model.output_dim != config.output_dim:
             config = replace(
                 config,
@@ -203,6 +204,17 @@ class GaussianContexts:
         return Contexts(joint[:, : self.context_dim], joint[:, self.context_dim :])
 
 
+def draw_prompts(config: SyntheticConfig) -> FloatArray:
+    """Draw prompt embeddings, (A, d_e): standard normal, or from a Gaussian mixture."""
+    rng = stream(config.seed, "world", "prompts")
+    shape = (config.n_prompts, config.prompt_dim)
+    if config.prompt_clusters is None:
+        return rng.standard_normal(shape)
+    centres = rng.standard_normal((config.prompt_clusters, config.prompt_dim))
+    member = rng.integers(config.prompt_clusters, size=config.n_prompts)
+    return np.asarray(centres[member] + config.cluster_std * rng.standard_normal(shape))
+
+
 class AdditiveOutputs:
     """Outputs ``o = g (q M + f(e_a N)) + Normal(0, output_std²)``, the last dimensions pure noise if confounded.
 
@@ -225,24 +237,19 @@ class AdditiveOutputs:
         self.noise_std = np.full(self.output_dim, output_std, dtype=np.float32)
 
     @classmethod
-    def draw(cls, config: SyntheticConfig) -> Self:
-        """Draw prompts, M and N."""
-        rng = stream(config.seed, "world", "prompts")
-        if config.prompt_clusters is None:
-            embeddings = rng.standard_normal((config.n_prompts, config.prompt_dim))
-        else:
-            centres = rng.standard_normal((config.prompt_clusters, config.prompt_dim))
-            member = rng.integers(config.prompt_clusters, size=config.n_prompts)
-            spread = rng.standard_normal((config.n_prompts, config.prompt_dim))
-            embeddings = centres[member] + config.cluster_std * spread
+    def draw(cls, config: SyntheticConfig, prompts: PromptSet | None = None) -> Self:
+        """Draw M and N, and the prompts where they are not given."""
+        # The drawn embeddings act in double precision; a set holds them in single.
+        embeddings = draw_prompts(config) if prompts is None else prompts.embeddings
         rng = stream(config.seed, "world", "outputs")
         query_matrix = rng.standard_normal((config.query_dim, config.output_dim))
-        prompt_matrix = rng.standard_normal((config.prompt_dim, config.output_dim))
+        prompt_matrix = rng.standard_normal((embeddings.shape[1], config.output_dim))
         z = config.mapping_scale * (embeddings @ prompt_matrix)
         effects = MAPPINGS[config.mapping](z, config.mapping_offset)
         moved = np.arange(config.output_dim) < config.output_dim - config.confounded_dims
         gain = config.output_gain * moved
-        return cls(PromptSet(embeddings), gain * query_matrix, gain * effects, config.output_std)
+        catalogue = PromptSet(embeddings) if prompts is None else prompts
+        return cls(catalogue, gain * query_matrix, gain * effects, config.output_std)
 
     def base(self, contexts: Contexts) -> FloatArray:
         """Return ``g q M``, (n, d_o)."""

@@ -11,6 +11,7 @@ from offprompts_env.errors import ActionError, ConfigError, ResetNeededError
 from offprompts_env.rng import stream
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
+from offprompts_env.types import PromptSet
 
 gym.register_envs(offprompts_env)
 IDS = ["OffPrompts-Synthetic-v0", "OffPrompts-MovieLens-v0"]
@@ -230,6 +231,10 @@ def test_wrong_vector_settings() -> None:
         gym.make_vec(IDS[0], num_envs=2, autoreset_mode="next_step")
     with pytest.raises(ConfigError, match="num_envs"):
         gym.make_vec(IDS[0], num_envs=0)
+    with pytest.raises(ConfigError, match=r"num_envs: expected an integer ≥ 1, got 2\.5"):
+        gym.make_vec(IDS[0], num_envs=2.5)
+    with pytest.raises(ConfigError, match="bundle: expected a path as text or None, got 3"):
+        gym.make(IDS[1], bundle=3)
     with pytest.raises(ConfigError, match="one integer"):
         gym.make_vec(IDS[0], num_envs=2).reset(seed=[1, 2])
 
@@ -265,6 +270,17 @@ def test_ppo_trains(env_id: str) -> None:
     before = [p.clone() for p in model.policy.parameters()]
     model.learn(32)
     assert any((b != p).any() for b, p in zip(before, model.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_own_prompts_through_make(env_id: str) -> None:
+    prompts = PromptSet(np.eye(3, 5), ("thrilling", "love", "war"))
+    for env in (gym.make(env_id, prompts=prompts), gym.make_vec(env_id, num_envs=2, prompts=prompts)):
+        assert env.unwrapped.simulator.prompts is prompts
+        assert env.unwrapped.config["prompts"].endswith("PromptSet")
+    env = gym.make(env_id, prompts=prompts)
+    env.reset(seed=0)
+    assert env.step(2)[4]["prompt"] == "war"
 
 
 def test_worlds_are_named_by_their_seed() -> None:

@@ -691,7 +691,9 @@ def alarm() -> Iterator[None]:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs timers that interrupt")
 @pytest.mark.usefixtures("alarm")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*nothing was recorded")
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*nothing was recorded", "ignore:.*no checksum"
+)
 def test_ctrl_c_and_go_on(tmp_path: Path) -> None:
     """Interrupted at many moments, resumed with the same call: the log is that of a recording left alone."""
     env, policy, n = make_env(), TiltedPolicy(), 20_000
@@ -723,6 +725,7 @@ collect(make_env(), TiltedPolicy(), 10_000_000, {path!r}, seed=2, batch_size=64,
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+@pytest.mark.filterwarnings("ignore:.*no checksum")
 def test_kill_9_in_the_middle_of_a_recording(tmp_path: Path) -> None:
     path = tmp_path / "log"
     root = str(Path(__file__).parents[1])

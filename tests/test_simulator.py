@@ -195,3 +195,8 @@ def test_parts_that_play_another_game_than_their_closed_form_are_refused(kind: s
     with pytest.raises(ConfigError, match=r"Squashed has effects .* but sample\(\) draws something else"):
         config.build(outputs=Squashed.draw(config))
     assert not config.build(outputs=Opaque(Squashed.draw(config))).exact
+
+
+def test_what_is_no_policy_has_no_value() -> None:
+    with pytest.raises(ConfigError, match="policy: expected an object like Policy, but object lacks n_prompts, prob"):
+        tiny().policy_value(object())

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -316,6 +317,18 @@ def edit_manifest(path: Path, **changes: Any) -> None:
     (path / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if v is not ...}))
 
 
+def edit_shard(path: Path, index: int, **changes: Any) -> None:
+    shards = json.loads((path / "manifest.json").read_text())["shards"]
+    shards[index].update(changes)
+    edit_manifest(path, shards=shards, rows=sum(int(shard["rows"]) for shard in shards))
+
+
+def forget_shards(path: Path, left: int) -> None:
+    """Leave the manifest of a writer that was killed before it could name the last shards."""
+    shards = json.loads((path / "manifest.json").read_text())["shards"][:left]
+    edit_manifest(path, shards=shards, rows=sum(shard["rows"] for shard in shards))
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -350,8 +363,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit_manifest(p, columns={"action": "int8"}),
         r"expected columns \(action: int8\), got \(context",
     ),
+    "fewer rows than listed": (lambda p: edit_shard(p, 1, rows=9), "shard-000001.parquet: expected 9 rows .* got 8"),
+    "more rows than listed": (lambda p: edit_shard(p, 2, rows=3), "shard-000002.parquet: expected 3 rows .* got 4"),
+    "rows as text": (
+        lambda p: edit_shard(p, 1, rows="8"),
+        "expected a number of rows of shard-000001.parquet, got '8'",
+    ),
+    "other total": (lambda p: edit_manifest(p, rows=21), "expected 'rows' to be 20, the sum over its shards, got 21"),
+    "a gap": (
+        lambda p: (forget_shards(p, 1), (p / "shard-000001.parquet").unlink()),
+        "shard-000001.parquet: expected this shard before shard-000002.parquet, it is missing",
+    ),
     "no rows": (
-        lambda p: [f.unlink() for f in p.glob("shard*")] and edit_manifest(p, shards=[]),
+        lambda p: [f.unlink() for f in p.glob("shard*")] and edit_manifest(p, shards=[], rows=0),
         "at least one flushed row",
     ),
     "orphan": (
@@ -375,6 +399,35 @@ def test_what_is_wrong_with_a_directory(tmp_path: Path, case: str) -> None:
     assert str(path) in str(caught.value)
     with pytest.raises(StorageError):
         list(iter_batches(path, 100)) or load(path)
+
+
+@pytest.mark.parametrize("total", [8, 20])
+def test_shards_that_the_manifest_does_not_name_are_read_with_a_warning(tmp_path: Path, total: int) -> None:
+    log = make_log(20)
+    path = save(log, tmp_path / "log", shard_rows=8)
+    forget_shards(path, 1)
+    edit_manifest(path, rows=total)
+    words = r"shard-000001.parquet, shard-000002.parquet \(12 rows\) that manifest.json does not name.* no checksum"
+    with pytest.warns(UserWarning, match=words):
+        assert_same(load(path), log)
+    with pytest.warns(UserWarning, match=words):
+        assert len(next(iter_batches(path, 20))) == 20
+    with pytest.warns(UserWarning, match=words):
+        save(make_log(5), path, mode="append")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load(path)) == 25  # by now they are named
+        forget_shards(path, 1)
+        save(log, path, mode="overwrite")
+
+
+def test_append_counts_the_rows_that_are_there(tmp_path: Path) -> None:
+    path = save(make_log(20), tmp_path / "log", shard_rows=8)
+    edit_shard(path, 1, rows=9)
+    with pytest.raises(StorageError, match=r"shard-000001.parquet: expected 9 rows as in manifest.json, got 8"):
+        save(make_log(5), path, mode="append")
+    save(make_log(5), path, mode="overwrite")
+    assert_same(load(path), make_log(5))
 
 
 def test_a_damaged_log_can_be_overwritten(tmp_path: Path) -> None:
@@ -416,6 +469,7 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing of the program may handle it."""
 
 
+@pytest.mark.filterwarnings("ignore:.*no checksum")
 def test_a_kill_at_any_moment_leaves_every_flushed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = make_log(24)
     real_replace, real_open = Path.replace, Path.open

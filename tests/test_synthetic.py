@@ -180,6 +180,21 @@ def test_own_parts_and_mismatched_parts() -> None:
         Simulator(simulator.contexts, own, object())  # type: ignore[arg-type]
 
 
+def test_own_prompts() -> None:
+    drawn = SyntheticConfig(n_prompts=6).build()
+    prompts = PromptSet(drawn.prompts.embeddings[[5, 0]], ("last", "first"))
+    simulator = SyntheticConfig(n_prompts=6).build(prompts=prompts)
+    assert simulator.prompts is prompts
+    contexts = drawn.evaluation_contexts(7)
+    expected = drawn.expected_rewards(contexts)[:, [5, 0]]
+    assert simulator.expected_rewards(contexts) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert SyntheticConfig().build(prompts=PromptSet(np.zeros((3, 2)))).n_prompts == 3
+    with pytest.raises(ConfigError, match="brings its own prompts"):
+        SyntheticConfig().build(prompts=prompts, outputs=drawn.outputs)
+    with pytest.raises(ConfigError, match="expected a PromptSet, got list"):
+        SyntheticConfig().build(prompts=["a"])  # type: ignore[arg-type]
+
+
 def test_contexts_record_is_what_parts_read() -> None:
     simulator = SyntheticConfig().build()
     with pytest.raises(DimensionError, match="got 4"):

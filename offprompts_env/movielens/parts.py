@@ -184,6 +184,8 @@ class MovieLensConfig(Config):
             value = getattr(self, name)
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))
+            elif not isinstance(value, str | None):
+                raise ConfigError(f"{name}: expected a path as text or None, got {value!r}; pass the path")
         if self.keywords is not None:
             if isinstance(self.keywords, str):
                 raise ConfigError(f"keywords: expected a list of prompts, got one text {self.keywords!r}; pass a list")
@@ -212,6 +214,7 @@ class MovieLensConfig(Config):
         self,
         *,
         contexts: ContextSource | None = None,
+        prompts: PromptSet | None = None,
         outputs: OutputModel | None = None,
         rewards: RewardModel | None = None,
     ) -> Simulator:
@@ -225,10 +228,10 @@ class MovieLensConfig(Config):
             DimensionError: parts disagree about a dimension.
             ConfigError: more prompts than there are keywords, a setting that does not fit, or a part without a method.
         """
-        check_parts(contexts=contexts, outputs=outputs, rewards=rewards)
+        check_parts(contexts=contexts, prompts=prompts, outputs=outputs, rewards=rewards)
         bundle = Bundle.open(self.bundle, device=self.device)
         source = self._contexts(bundle) if contexts is None else contexts
-        model = self._outputs(bundle) if outputs is None else outputs
+        model = self._outputs(bundle, prompts) if outputs is None else outputs
         reward = self._rewards(bundle, model) if rewards is None else rewards
         if isinstance(reward, LikeReward) and reward.context_dim != source.context_dim:
             raise DimensionError(
@@ -247,10 +250,11 @@ class MovieLensConfig(Config):
         vectors = encoder.encode(items.titles)
         return MovieLensContexts(users.ids, users.vectors, items.ids, items.titles, vectors, bundle.info.user_features)
 
-    def _outputs(self, bundle: Bundle) -> OutputModel:
+    def _outputs(self, bundle: Bundle, prompts: PromptSet | None) -> OutputModel:
         sentences = [text for texts in bundle.no_prompt_sentences.values() for text in texts]
         encoder = self._encoder(bundle, "sentence", sentences)
-        model = PromptedLM(self._language_model(bundle), encoder, self._prompts(bundle), self._formatter(bundle))
+        catalogue = self._prompts(bundle) if prompts is None else prompts
+        model = PromptedLM(self._language_model(bundle), encoder, catalogue, self._formatter(bundle))
         return model if self.cache_slots is None else SampleTable(model, slots=self.cache_slots)
 
     def _prompts(self, bundle: Bundle) -> PromptSet:

@@ -7,6 +7,7 @@ import pytest
 
 import agents
 import offprompts_env as op
+from offprompts_env.envs import PromptEnv
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError, PropensityError
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
@@ -192,6 +193,16 @@ def test_a_log_without_outputs_is_enough_for_prompts(log):
     [
         (lambda s, log: agents.DSO(tau=0.0), ConfigError, "bandwidth > 0, got 0.0"),
         (lambda s, log: agents.DSO(tau=float("nan")), ConfigError, "bandwidth"),
+        (lambda s, log: agents.DSO(tau="a"), ConfigError, "bandwidth > 0, got 'a'"),
+        (lambda s, log: QUICK[2].fit(log, generator=s), ConfigError, "lacks output_dim, sample; of a simulator pass"),
+        (lambda s, log: QUICK[1].fit("log"), ConfigError, "expected a LoggedDataset, got 'log' of type str; read"),
+        (lambda s, log: QUICK[1].fit(log, logging_policy=3), ConfigError, "int lacks n_prompts, probabilities"),
+        (lambda s, log: agents.logging_policy(PromptEnv(s)), ConfigError, "pass env.unwrapped.simulator"),
+        (
+            lambda s, log: agents.OnlinePG().fit(PromptEnv(s)),
+            ConfigError,
+            "expected a Simulator, got <offprompts_env.envs.Pr",
+        ),
         (lambda s, log: agents.UniformKernel(-1.0), ConfigError, "bandwidth"),
         (lambda s, log: agents.GaussianKernel(1.0, output_noise=-1.0), ConfigError, "output_noise"),
         (lambda s, log: agents.DSO(refresh=0), ConfigError, "refresh"),
