@@ -128,7 +128,8 @@ def find_manifest(root: Path, *, warn: bool = True) -> Manifest | None:
     if adopted and warn:
         warnings.warn(
             f"{root}: read {', '.join(adopted)} ({manifest.rows - named.rows} rows) that {MANIFEST} does not name, as "
-            "after a kill or while a recording goes on; they continue the log, but have no checksum, so damage to them would go unnoticed",
+            "after a kill or while a recording goes on; they continue the log, but have no checksum, so damage to "
+            "them would go unnoticed",
             stacklevel=4,
         )
     return manifest
