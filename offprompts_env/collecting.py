@@ -8,6 +8,7 @@ the same arguments and ``mode="append"`` costs no more than reading, and says so
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,6 +50,8 @@ from offprompts_env.types import (
 )
 
 Act = Callable[[Contexts, np.random.Generator], tuple[IntArray, FloatArray]]
+
+_SIGNATURE = "act(contexts, rng) -> (actions, propensities)"
 
 # Rounds a batch: of a closed-form world, and at most where a language model answers or an environment is stepped.
 _CLOSED_FORM_BATCH, _LARGEST_BATCH = 4096, 256
@@ -290,12 +293,39 @@ def _player(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Simulator, seed:
     )
 
 
+def _check_signature(agent: Any, act: Any) -> None:
+    """Raise where `act` cannot be called with contexts and a generator."""
+    name = agent.__name__ if isinstance(agent, type) else type(agent).__name__
+    if not callable(act):
+        raise ConfigError(f"policy: expected an agent with the method {_SIGNATURE}, but {name}.act is {act!r}")
+    try:
+        signature = inspect.signature(act)
+    except (TypeError, ValueError):
+        return  # a builtin, say, that does not tell
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        hint = "pass an instance, not the class" if isinstance(agent, type) else "change its arguments"
+        raise ConfigError(
+            f"policy: expected an agent with the method {_SIGNATURE}, got {name}.act{signature}: {error}; {hint}"
+        ) from error
+
+
 def _act(policy: Policy | Agent, prompts: PromptSet) -> Act:
     own = getattr(policy, "act", None)
     if own is not None:
+        _check_signature(policy, own)
 
         def act(contexts: Contexts, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-            actions, propensities = own(contexts, rng)
+            result = own(contexts, rng)
+            # Two bare actions would unpack as well.
+            if not isinstance(result, tuple | list) or len(result) != 2:
+                raise ConfigError(
+                    f"policy: expected {_SIGNATURE}, but {type(policy).__name__}.act returned {type(result).__name__}"
+                    f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}; return both, each of shape "
+                    f"({len(contexts)},): the prompts, and the probabilities with which they were drawn"
+                )
+            actions, propensities = result
             actions = check_actions(actions, len(prompts), len(contexts))
             return actions, check_propensities(propensities, (len(contexts),))
 

@@ -290,6 +290,10 @@ class RecordLoggedData(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         mode: Mode = "refuse",
         seed: int | None = None,
     ) -> None:
+        if isinstance(env, VectorEnv):
+            raise ConfigError(
+                "env: expected a single environment, got a vector environment; record it with RecordVectorLoggedData"
+            )
         RecordConstructorArgs.__init__(
             self, path=str(path), policy=policy, shard_rows=shard_rows, mode=mode, seed=seed, _disable_deepcopy=True
         )
@@ -379,6 +383,10 @@ class RecordVectorLoggedData(VectorWrapper[Observation, np.ndarray, Observation,
         mode: Mode = "refuse",
         seed: int | None = None,
     ) -> None:
+        if isinstance(env, gym.Env):
+            raise ConfigError(
+                "env: expected a vector environment, got a single environment; record it with RecordLoggedData"
+            )
         VectorWrapper.__init__(self, env)
         self._begin(env, path, policy, shard_rows, mode, seed, lambda rows, _: np.concatenate(rows))
         self._shown = None

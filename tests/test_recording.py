@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -361,6 +362,14 @@ class VectorReward(gym.vector.VectorWrapper):
         return observation, np.append(reward[:-1], math.nan if actions[-1] == 3 else reward[-1]), *rest
 
 
+def test_wrappers_name_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got a vector environment; record it with RecordVectorLoggedData"):
+        RecordLoggedData(make_vector("native"), tmp_path / "log")
+    with pytest.raises(ConfigError, match="got a single environment; record it with RecordLoggedData"):
+        RecordVectorLoggedData(make_env(), tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
 def test_wrapper_keeps_text_and_ids(tmp_path: Path) -> None:
     with RecordLoggedData(PromptEnv(text_world(), config={"a": 1}), tmp_path / "log", policy=TiltedPolicy(3)) as env:
         env.reset(seed=0)
@@ -666,6 +675,52 @@ def test_agents_are_checked(actions: Any, propensities: Any, error: type[Excepti
 
     with pytest.raises(error, match=words):
         collect(make_env(), Wrong(), 3, batch_size=3)
+
+
+class OneArgument:
+    def act(self, observation: Any) -> Any:
+        return 0
+
+
+class ThreeArguments:
+    def act(self, contexts: Contexts, rng: np.random.Generator, epsilon: float) -> Any:
+        return 0
+
+
+class OnlyActions:
+    def act(self, contexts: Contexts, rng: np.random.Generator) -> Any:
+        return np.zeros(len(contexts), dtype=int)
+
+
+class NoMethod:
+    act = 3
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        (
+            OneArgument(),
+            r"got OneArgument.act\(observation: Any\).*too many positional arguments; change its arguments",
+        ),
+        (ThreeArguments(), "missing a required argument: 'epsilon'"),
+        (CountingAgent, r"got CountingAgent.act\(self, .*pass an instance, not the class"),
+        (OnlyActions(), r"OnlyActions.act returned ndarray; return both, each of shape \(2,\)"),
+        (NoMethod(), "NoMethod.act is 3"),
+    ],
+)
+def test_agents_are_told_the_signature(agent: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=r"act\(contexts, rng\) -> \(actions, propensities\)") as caught:
+        collect(make_env(), agent, 2, batch_size=2)
+    assert re.search(words, str(caught.value))
+
+
+def test_agents_may_have_more_arguments() -> None:
+    class Optional(CountingAgent):
+        def act(self, contexts: Contexts, rng: np.random.Generator, *, greedy: bool = False) -> Any:
+            return list(super().act(contexts, rng))
+
+    assert len(collect(make_env(), Optional(), 7)) == 7
 
 
 def test_progress_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
