@@ -59,13 +59,16 @@ Command = Annotated[BuildAssets, tyro.conf.subcommand("build-assets")] | Annotat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line `arguments` (default: those of the process); return the exit status."""
+    """Run the command line `arguments` (default: those of the process); return 0, 1 on an error, 130 on Ctrl-C."""
     command: BuildAssets | Card = tyro.cli(Command, prog="offprompts", args=arguments)
     try:
         command.run()
     except OffPromptsError as error:
         print(f"offprompts: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("offprompts: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 

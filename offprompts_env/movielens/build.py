@@ -56,6 +56,7 @@ from offprompts_env.rng import integer_seed, stream
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.loading import quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
 
 #: What an existing language model is asked by default.
@@ -139,7 +140,7 @@ def build_assets(
         )
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), one_thread():
+    with locked(folder), one_thread(), quiet_loading():
         return _Build(Path(raw), config, folder, not sys.stderr.isatty() if quiet is None else quiet).bundle(out)
 
 

@@ -41,7 +41,7 @@ RowT = TypeVar("RowT")
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
-_REMEDY = "reinstall offprompts-env, or build the bundle again with 'offprompts build-assets'"
+_EMBEDDED = Path(str(resources.files("offprompts_env") / "assets" / "movielens"))
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _remedy(directory: Path) -> str:
+    """Return what to do about a bundle that cannot be used."""
+    if directory == _EMBEDDED:
+        return "reinstall offprompts-env"
+    return "build it again with 'offprompts build-assets', or check the path"
+
+
 class Bundle:
     """A bundle on disk, read piece by piece as it is needed.
 
@@ -135,7 +142,7 @@ class Bundle:
         Raises:
             BundleError: there is none, or its format is newer than this package.
         """
-        folder = Path(str(resources.files("offprompts_env") / "assets" / "movielens")) if path is None else Path(path)
+        folder = _EMBEDDED if path is None else Path(path)
         try:
             described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             version = described.pop("format_version")
@@ -148,9 +155,9 @@ class Bundle:
             described["user_features"] = tuple(described["user_features"])
             return cls(folder, BundleInfo(**described), files, device=device)
         except FileNotFoundError as error:
-            raise BundleError(f"bundle: expected {MANIFEST} in {folder}, found none; {_REMEDY}") from error
+            raise BundleError(f"bundle: expected {MANIFEST} in {folder}, found none; {_remedy(folder)}") from error
         except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError) as error:
-            raise BundleError(f"bundle: cannot read {folder / MANIFEST} ({error!r}); {_REMEDY}") from error
+            raise BundleError(f"bundle: cannot read {folder / MANIFEST} ({error!r}); {_remedy(folder)}") from error
 
     def file(self, name: str) -> Path:
         """Return the path of a file after checking it against its checksum.
@@ -162,15 +169,17 @@ class Bundle:
         if name in self._checked:
             return path
         if name not in self.files:
-            raise BundleError(f"bundle: {self.directory} lists no file {name!r}; {_REMEDY}")
+            raise BundleError(f"bundle: {self.directory} lists no file {name!r}; {_remedy(self.directory)}")
         expected = self.files[name]
         wanted = f"expected {expected['bytes']} bytes with SHA-256 {expected['sha256']}"
         if not path.is_file():
-            raise BundleError(f"bundle: {path}: {wanted}, found no file; {_REMEDY}")
+            raise BundleError(f"bundle: {path}: {wanted}, found no file; {_remedy(self.directory)}")
         size = path.stat().st_size
         found = _sha256(path) if size == expected["bytes"] else "not computed"
         if found != expected["sha256"]:
-            raise BundleError(f"bundle: {path}: {wanted}, found {size} bytes with SHA-256 {found}; {_REMEDY}")
+            raise BundleError(
+                f"bundle: {path}: {wanted}, found {size} bytes with SHA-256 {found}; {_remedy(self.directory)}"
+            )
         self._checked.add(name)
         return path
 
@@ -182,7 +191,7 @@ class Bundle:
         """
         inside = [file for file in self.files if file.startswith(f"{name}/")]
         if not inside:
-            raise BundleError(f"bundle: {self.directory} lists no directory {name!r}; {_REMEDY}")
+            raise BundleError(f"bundle: {self.directory} lists no directory {name!r}; {_remedy(self.directory)}")
         for file in inside:
             self.file(file)
         return self.directory / name
@@ -258,7 +267,7 @@ class Bundle:
         if cause is not None or not parsed:
             raise BundleError(
                 f"bundle: {path}, row {number}: expected {','.join(header)}{'' if number else ' and then rows'}, "
-                f"got {row!r}{'' if cause is None else f' ({cause!r})'}; {_REMEDY}"
+                f"got {row!r}{'' if cause is None else f' ({cause!r})'}; {_remedy(self.directory)}"
             ) from cause
         return parsed
 
@@ -333,6 +342,8 @@ class Bundle:
         elif model == "lm":
             network, tokenizer = self.language_model.model.base_model, self.language_model.tokenizer
         else:
-            raise BundleError(f"bundle: expected an encoder of 'lm' or 'simulator', got {model!r}; {_REMEDY}")
+            raise BundleError(
+                f"bundle: expected an encoder of 'lm' or 'simulator', got {model!r}; {_remedy(self.directory)}"
+            )
         made = TextEncoder(network, tokenizer, pooling=pooling, layer=layer, max_tokens=max_tokens)
         return self._text_encoders.setdefault((model, pooling, layer, made.max_tokens), made)

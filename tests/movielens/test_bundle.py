@@ -123,9 +123,12 @@ def test_unknown_files(made):
         bundle.folder("x")
 
 
-def test_missing_bundle(tmp_path):
-    with pytest.raises(BundleError, match=r"expected bundle.json in .*found none.*build-assets"):
+def test_missing_bundle(tmp_path, monkeypatch):
+    with pytest.raises(BundleError, match=r"expected bundle.json in .*found none; build it again with .*build-assets"):
         Bundle.open(tmp_path)
+    monkeypatch.setattr("offprompts_env.movielens.bundle._EMBEDDED", tmp_path)
+    with pytest.raises(BundleError, match=r"found none; reinstall offprompts-env$"):
+        Bundle.open()
     with pytest.raises(OffPromptsError, match=r"bundle\.json"):
         Bundle.open(tmp_path / "nowhere")
 

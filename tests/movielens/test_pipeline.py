@@ -222,7 +222,9 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(built: tuple[Path, Pat
     assert new == {"simulator", "encoders", "figures", "held-out"}
 
 
-def test_existing_models_take_the_place_of_trained_ones(built: tuple[Path, Path], raw: Path, tmp_path: Path) -> None:
+def test_existing_models_take_the_place_of_trained_ones(
+    built: tuple[Path, Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = replace(
         CONFIG,
         lm=str(built[0] / "lm"),
@@ -231,6 +233,8 @@ def test_existing_models_take_the_place_of_trained_ones(built: tuple[Path, Path]
         template_with_keyword="{prompt} {query}:",
     )
     out = build_assets(raw, tmp_path / "bundle", config, quiet=True)
+    # Neither stages nor models show bars.
+    assert "it/s]" not in capsys.readouterr().err
     bundle = Bundle.open(out)
     bundle.verify()
     assert bundle.formatter.ask("X") == "About X:"
@@ -273,6 +277,17 @@ def test_the_command_line_prints_a_card_and_reports_errors(
     assert "# MovieLens bundle" in capsys.readouterr().out
     assert cli.main(["build-assets", "--raw", str(tmp_path), "--out", str(tmp_path / "out"), "--tiny"]) == 1
     assert "no table of ratings" in capsys.readouterr().err
+
+
+def test_the_command_line_ends_quietly_when_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_assets", interrupt)
+    assert cli.main(["build-assets", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) == 130
+    assert "interrupted; run the same command again to go on" in capsys.readouterr().err
 
 
 # The data
