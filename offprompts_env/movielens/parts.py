@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,6 +192,10 @@ class MovieLensConfig(Config):
                 raise ConfigError(f"keywords: expected a list of prompts, got one text {self.keywords!r}; pass a list")
             object.__setattr__(self, "keywords", tuple(self.keywords))
             check_prompt_texts(self.keywords)
+            if twice := [text for text, count in Counter(self.keywords).items() if count > 1]:
+                raise ConfigError(
+                    f"keywords: expected each prompt once, got {twice[0]!r} twice or more; remove the copies"
+                )
         for name in ("n_prompts", "output_dim", "query_dim", "prompt_dim", "cache_slots"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)

@@ -252,6 +252,7 @@ def test_config_survives_json(where):
         ({"n_prompts": True}, "n_prompts"),
         ({"keywords": []}, "at least one prompt"),
         ({"keywords": ["a", " \t"]}, "position 1"),
+        ({"keywords": ["a", "b", "a"]}, "keywords: expected each prompt once, got 'a' twice"),
         ({"keywords": "funny"}, "expected a list of prompts"),
         ({"keywords": ["a", 3]}, "position 1"),
         ({"simulator": "distillbert"}, "did you mean 'distilbert'"),
