@@ -34,7 +34,8 @@ def test_backward_is_what_autograd_gives(sizes):
 
 
 def test_backward_by_finite_differences():
-    network, inputs = stacked((2, 3, 2), worlds=1), torch.randn(1, 4, 3)
+    # A seed for which no shift moves a hidden unit across the kink of its ReLU, where differences are no derivatives.
+    network, inputs = stacked((2, 3, 2), worlds=1), torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(1))
     inputs[..., -1] = 1
     network.backward(2 * network.forward(inputs))
     for index in np.flatnonzero(network.gradient.numpy())[:10]:
