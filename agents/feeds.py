@@ -21,11 +21,9 @@ from agents.gradients import ActionDistribution
 from agents.kernels import generate
 from agents.networks import StackedMLP, homogeneous
 from agents.training import BLOCK, StackedLogs, normals, stack_draws, uniforms, world_streams
+from offprompts_env.sampling import MATRIX_AT_ONCE
 from offprompts_env.simulator import GaussianOutputs, LinearReward, OutputModel, Simulator
 from offprompts_env.types import Contexts
-
-# Numbers of a pmf that are held at once: 8 MiB of float32.
-_PMF_AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +246,7 @@ def propose(network: StackedMLP, inputs: Tensor, drawn: Tensor) -> tuple[Tensor,
     Returns:
         prompts and their probabilities, (W, m) each.
     """
-    size = max(1, _PMF_AT_ONCE // (network.worlds * network.sizes[-1]))
+    size = max(1, MATRIX_AT_ONCE // (network.worlds * network.sizes[-1]))
     actions, proposal = [], []
     for part, uniform in zip(torch.split(inputs, size, dim=1), torch.split(drawn, size, dim=1), strict=True):
         policy = ActionDistribution(network.forward(part))

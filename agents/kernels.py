@@ -23,12 +23,12 @@ from agents.networks import MLP, StackedMLP
 from agents.training import BLOCK, Schedule, StackedLogs, check_hidden, check_seeds, normals, train, world_streams
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError, NumericalError
-from offprompts_env.sampling import check_policy, check_probabilities
+from offprompts_env.sampling import check_policy, check_probabilities, row_parts
 from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
-# Rows of outputs that a generator is asked for at once, and numbers of a pmf that are held at once.
-_ROWS_AT_ONCE, _PMF_AT_ONCE = 1 << 17, 1 << 21
+# Rows of outputs that a generator is asked for at once.
+_ROWS_AT_ONCE = 1 << 17
 
 _LABEL = "logging density"
 
@@ -47,7 +47,25 @@ class Kernel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class GaussianKernel:
+class _DistanceKernel:
+    """What kernels of ``δ = ‖s − s'‖ / d_o`` share: settings, their check, and the distance."""
+
+    tau: float = 1.0
+    output_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.tau, Real) and math.isfinite(self.tau) and self.tau > 0):
+            raise ConfigError(f"tau: expected a bandwidth > 0, got {self.tau!r}; 1.0 is the published default")
+        check_number("output_noise", self.output_noise, 0)
+
+    @staticmethod
+    def _squared(difference: Tensor) -> Tensor:
+        """Return δ² for differences (..., d_o)."""
+        return difference.square().sum(-1) / difference.shape[-1] ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianKernel(_DistanceKernel):
     """``K = exp(−δ² / 2τ²) / (√(2π) τ)`` with ``δ = ‖s − s'‖ / d_o``.
 
     Attributes:
@@ -55,20 +73,13 @@ class GaussianKernel:
         output_noise: standard deviation of the noise added to each of both sentences.
     """
 
-    tau: float = 1.0
-    output_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_kernel(self.tau, self.output_noise)
-
     def __call__(self, difference: Tensor) -> Tensor:
         """Return K for differences (..., d_o)."""
-        squared = difference.square().sum(-1) / difference.shape[-1] ** 2
-        return (squared * (-0.5 / self.tau**2)).exp() / (math.sqrt(2 * math.pi) * self.tau)
+        return (self._squared(difference) * (-0.5 / self.tau**2)).exp() / (math.sqrt(2 * math.pi) * self.tau)
 
 
 @dataclass(frozen=True, slots=True)
-class UniformKernel:
+class UniformKernel(_DistanceKernel):
     """``K = 1{δ < 3τ} / 6τ`` with ``δ = ‖s − s'‖ / d_o``: the factor 3 makes τ comparable with the Gaussian's.
 
     Attributes:
@@ -76,23 +87,10 @@ class UniformKernel:
         output_noise: standard deviation of the noise added to each of both sentences.
     """
 
-    tau: float = 1.0
-    output_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_kernel(self.tau, self.output_noise)
-
     def __call__(self, difference: Tensor) -> Tensor:
         """Return K for differences (..., d_o)."""
         radius = 3 * self.tau
-        squared = difference.square().sum(-1) / difference.shape[-1] ** 2
-        return (squared < radius**2).to(difference.dtype) / (2 * radius)
-
-
-def _check_kernel(tau: float, output_noise: float) -> None:
-    if not (isinstance(tau, Real) and math.isfinite(tau) and tau > 0):
-        raise ConfigError(f"tau: expected a bandwidth > 0, got {tau!r}; 1.0 is the published default")
-    check_number("output_noise", output_noise, 0)
+        return (self._squared(difference) < radius**2).to(difference.dtype) / (2 * radius)
 
 
 def blurred(kernel: Kernel, left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
@@ -111,18 +109,17 @@ def draw_actions(policy: Policy, contexts: Contexts, rows: IntArray, rng: np.ran
     uniforms = rng.random(len(rows))
     order = np.argsort(rows, kind="stable")
     actions = np.empty(len(rows), dtype=np.int64)
-    size, n_prompts = max(1, _PMF_AT_ONCE // policy.n_prompts), policy.n_prompts
-    for start in range(0, len(contexts), size):
-        part = contexts.take(slice(start, start + size))
-        low, high = np.searchsorted(rows, [start, start + len(part)], sorter=order)
+    n_prompts = policy.n_prompts
+    for span in row_parts(len(contexts), n_prompts):
+        low, high = np.searchsorted(rows, [span.start, span.stop], sorter=order)
         if low == high:
             continue
-        index = order[low:high]
+        part, index = contexts.take(span), order[low:high]
         pmf = check_probabilities(policy.probabilities(part), len(part), n_prompts)
         cumulative = np.cumsum(pmf, axis=1, dtype=np.float64)
         cumulative /= cumulative[:, -1:]
         # One sorted line for all rows: row i takes up (i, i + 1].
-        own_row = rows[index] - start
+        own_row = rows[index] - span.start
         line = (cumulative + np.arange(len(part))[:, None]).ravel()
         found = np.searchsorted(line, own_row + uniforms[index], side="right") - own_row * n_prompts
         actions[index] = np.minimum(found, n_prompts - 1)

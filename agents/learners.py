@@ -234,7 +234,7 @@ Loss = Callable[[ActionDistribution, BatchT], Tensor]
 
 
 class _Offline(PolicyGradient):
-    """Learns from logs. A method is its configuration and what :meth:`_method` returns."""
+    """Learns from logs. A method is its configuration and its :meth:`_learn`."""
 
     def fit(
         self,

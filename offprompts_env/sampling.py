@@ -11,8 +11,8 @@ from offprompts_env.config import check_kind
 from offprompts_env.errors import DataError, DimensionError, NumericalError
 from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet, check_actions
 
-# Numbers of a pmf that are held at once: 16 MiB of float64.
-_PMF_AT_ONCE = 1 << 21
+# Numbers of an (n, A) matrix that are held at once: 16 MiB of float64.
+MATRIX_AT_ONCE = 1 << 21
 
 
 def check_probabilities(probabilities: FloatArray, n: int, n_prompts: int) -> FloatArray:
@@ -68,6 +68,12 @@ def check_policy(policy: Policy, prompts: PromptSet, place: str) -> None:
     check_catalogue("policy", getattr(policy, "catalogue", None), prompts)
 
 
+def row_parts(n: int, n_prompts: int) -> Iterator[slice]:
+    """Yield the rows of an (n, A) matrix in parts of at most :data:`MATRIX_AT_ONCE` numbers, or of one row."""
+    size = max(1, MATRIX_AT_ONCE // n_prompts)
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
 def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Contexts, FloatArray]]:
     """Yield rows, their contexts and their checked pmf (m, A), part by part so that the whole is never held.
 
@@ -75,9 +81,7 @@ def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Co
         DataError: `policy` does not give distributions.
         NumericalError: it gives NaN.
     """
-    size = max(1, _PMF_AT_ONCE // policy.n_prompts)
-    for start in range(0, len(contexts), size):
-        rows = slice(start, min(start + size, len(contexts)))
+    for rows in row_parts(len(contexts), policy.n_prompts):
         part = contexts.take(rows)
         yield rows, part, check_probabilities(policy.probabilities(part), len(part), policy.n_prompts)
 

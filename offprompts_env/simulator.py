@@ -8,7 +8,6 @@ of outputs, and observation noise is added around the mean in :meth:`RewardNoise
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -17,7 +16,7 @@ import numpy as np
 from offprompts_env.config import check_kind
 from offprompts_env.errors import ConfigError, DimensionError, NumericalError, unknown_name
 from offprompts_env.rng import stream
-from offprompts_env.sampling import check_policy, inverse_cdf, pmf_by_parts, sample_actions
+from offprompts_env.sampling import check_policy, inverse_cdf, pmf_by_parts, row_parts, sample_actions
 from offprompts_env.types import (
     Contexts,
     Estimate,
@@ -166,8 +165,6 @@ class Rounds:
     reward: FloatArray
 
 
-# Rows of an (n, A) matrix of expected rewards that are held at once: 16 MiB of float64.
-_CHUNK = 1 << 21
 # Outputs that a generator is asked for at once where rewards have no closed form.
 _OUTPUTS_AT_ONCE = 1 << 14
 
@@ -366,7 +363,7 @@ class Simulator:
     def oracle(self, contexts: Contexts, *, n_samples: int = 16, seed: int = 0) -> IntArray:
         """Return the prompt with the largest expected reward in each context, (n,)."""
         best = np.empty(len(contexts), dtype=np.int64)
-        for rows in self._chunks(len(contexts)):
+        for rows in row_parts(len(contexts), self.n_prompts):
             best[rows] = self.expected_rewards(contexts.take(rows), n_samples=n_samples, seed=seed).argmax(axis=1)
         return best
 
@@ -379,10 +376,6 @@ class Simulator:
         for rows, _, pmf in pmf_by_parts(policy, contexts):
             actions[rows] = inverse_cdf(pmf, uniforms[rows])
         return actions
-
-    def _chunks(self, n: int) -> Iterator[slice]:
-        size = max(1, _CHUNK // self.n_prompts)
-        return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def check_parts(
