@@ -4,7 +4,10 @@ A learner is a frozen configuration: ``agents.DSO(tau=1.0).fit(log, generator=si
 ``save(path)`` writes and ``agents.load_policy(path)`` reads. ``fit_many`` learns from many logs as one batched problem.
 """
 
-from agents.estimators import DM, IS, Estimator, KernelIS
+from agents.estimators.base import Estimator
+from agents.estimators.direct import DM
+from agents.estimators.kernel import KernelIS
+from agents.estimators.weighting import IS
 from agents.kernels import (
     GaussianKernel,
     Kernel,
@@ -14,15 +17,11 @@ from agents.kernels import (
     NetworkDensity,
     UniformKernel,
 )
-from agents.learners import (
-    DSO,
-    BehaviorCloning,
-    Callback,
-    ImportanceSamplingPG,
-    Learner,
-    OnlinePG,
-    RegressionPG,
-)
+from agents.learners.base import Callback, Learner, Objective, OfflineLearner, OfflinePolicyGradient
+from agents.learners.cloning import BehaviorCloning
+from agents.learners.dso import DSO
+from agents.learners.online import OnlinePG
+from agents.learners.prompt import ImportanceSamplingPG, RegressionPG
 from agents.policies import (
     ConstantPolicy,
     EpsilonGreedyPolicy,
@@ -63,6 +62,9 @@ __all__ = [
     "MonteCarloDensity",
     "NetworkDensity",
     "NeuralPolicy",
+    "Objective",
+    "OfflineLearner",
+    "OfflinePolicyGradient",
     "OnlinePG",
     "OraclePolicy",
     "PromptRewardRegression",

@@ -1,0 +1,331 @@
+"""What every learner is made of: a frozen configuration, and an objective for the one training loop.
+
+A learner looks at a log, and where the method is so defined at the generator and the logging policy; never at rewards
+of sentences that were not logged. Several logs (worlds, seeds) are fitted as one batched problem, with the same result
+as one by one.
+
+Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.feeds import LoggedRounds
+from agents.gradients import ActionDistribution
+from agents.networks import StackedMLP
+from agents.policies import NeuralPolicy
+from agents.training import (
+    Feed,
+    Gradient,
+    HasInputs,
+    Schedule,
+    StackedLogs,
+    check_hidden,
+    check_seeds,
+    differentiate,
+    train,
+    world_streams,
+)
+from offprompts_env.config import check_integer, check_kind
+from offprompts_env.errors import ConfigError, DimensionError, PropensityError
+from offprompts_env.sampling import check_catalogue, check_policy, chosen_probabilities
+from offprompts_env.simulator import OutputModel
+from offprompts_env.types import FloatArray, LoggedDataset, Policy
+
+BatchT = TypeVar("BatchT", bound=HasInputs)
+PolicyT = TypeVar("PolicyT", bound=Policy)
+
+
+OnStep = Callable[[int, list[NeuralPolicy]], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """Look at the policies while they are trained: to track their true values, or to save them against interruptions.
+
+    Attributes:
+        every: steps between two looks.
+        on_step: called with the number of steps done and a copy of each world's policy; True ends training.
+    """
+
+    every: int
+    on_step: OnStep
+
+    def __post_init__(self) -> None:
+        check_integer("every", self.every, 1)
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What turns a log into a policy."""
+
+    def fit(
+        self,
+        log: LoggedDataset,
+        *,
+        generator: OutputModel | None = None,
+        logging_policy: Policy | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Policy:
+        """Learn from `log` alone; `generator` and `logging_policy` are for methods that are defined with them."""
+        ...
+
+    def fit_many(
+        self,
+        logs: Sequence[LoggedDataset],
+        *,
+        generators: Sequence[OutputModel] | None = None,
+        logging_policies: Sequence[Policy] | None = None,
+        seeds: Sequence[int] | None = None,
+        callback: Callback | None = None,
+    ) -> Sequence[Policy]:
+        """Learn a policy from each log, as one batched problem."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Objective(Generic[BatchT]):
+    """What a learner minimises.
+
+    Attributes:
+        feed: the batches.
+        gradient: of the loss of a batch with respect to the policy's logits; see :data:`agents.training.Gradient`.
+    """
+
+    feed: Feed[BatchT]
+    gradient: Gradient[BatchT]
+
+    @classmethod
+    def of(cls, feed: Feed[BatchT], loss: Callable[[ActionDistribution, BatchT], Tensor]) -> Objective[BatchT]:
+        """Return the objective of a surrogate of :mod:`agents.gradients`, its arguments filled in, by autograd.
+
+        `loss` maps ``(policy, batch)`` to one loss a world, (W,).
+        """
+
+        def of_logits(logits: Tensor, batch: BatchT) -> Tensor:
+            return loss(ActionDistribution(logits), batch)
+
+        return cls(feed, differentiate(of_logits))
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """What all learners of a neural softmax policy share.
+
+    Attributes:
+        hidden: numbers of hidden units of the policy's network.
+        steps: gradient steps.
+        batch_size: rounds a step, drawn with replacement.
+        learning_rate: of Adam.
+    """
+
+    hidden: tuple[int, ...] = (100,)
+    steps: int = 20_000
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", check_hidden(self.hidden))
+        self._schedule()
+
+    def _schedule(self) -> Schedule:
+        return Schedule(self.steps, self.batch_size, self.learning_rate)
+
+    def _optimise(
+        self,
+        n_inputs: int,
+        catalogues: Sequence[str],
+        n_prompts: int,
+        objective: Objective[Any],
+        seeds: Sequence[int],
+        label: str,
+        callbacks: Sequence[Callback],
+    ) -> list[NeuralPolicy]:
+        network = StackedMLP.initialise(
+            (n_inputs, *self.hidden, n_prompts), world_streams(seeds, label, "initial weights")
+        )
+
+        def policies() -> list[NeuralPolicy]:
+            return [NeuralPolicy(mlp, name) for mlp, name in zip(network.unstack(), catalogues, strict=True)]
+
+        def on_step(step: int) -> bool:
+            answers = [callback.on_step(step, policies()) for callback in callbacks if step % callback.every == 0]
+            return True in answers
+
+        watch = on_step if callbacks else None
+        train(network, objective.feed, objective.gradient, self._schedule(), label=label, on_step=watch)
+        return policies()
+
+
+@dataclass(frozen=True, eq=False)
+class Worlds:
+    """What an offline learner or estimator is given, for W worlds.
+
+    Attributes:
+        stack: the logs.
+        generators: one a log, where given.
+        logging_policies: one a log, where given.
+        seeds: one a log.
+    """
+
+    stack: StackedLogs
+    generators: tuple[OutputModel, ...] | None
+    logging_policies: tuple[Policy, ...] | None
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        logs = self.stack.logs
+        for name, parts in (("generators", self.generators), ("logging_policies", self.logging_policies)):
+            if parts is not None and len(parts) != len(logs):
+                raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
+        for log, policy in zip(logs, self.logging_policies or (), strict=bool(self.logging_policies)):
+            check_policy(policy, log.prompts, "the log")
+        for generator in self.generators or ():
+            check_kind("generator", generator, OutputModel, "of a simulator pass simulator.outputs")
+        if self.generators:
+            self.stack.require_outputs("a method with a generator")
+        for log, generator in zip(logs, self.generators or (), strict=bool(self.generators)):
+            check_catalogue("generator", generator.prompts.fingerprint, log.prompts)
+            if generator.output_dim != log.output.shape[1]:
+                raise DimensionError(
+                    f"generator: expected outputs of dimension {log.output.shape[1]} as in the log, "
+                    f"got {generator.output_dim}; use the generator and encoder that the log was recorded with"
+                )
+
+    def require_generators(self, label: str) -> tuple[OutputModel, ...]:
+        """Return the generators, or raise :class:`ConfigError` if there are none."""
+        if self.generators is None:
+            raise ConfigError(
+                f"{label} asks the frozen generator for sentences of prompts that were not logged: pass generator=, "
+                "for instance env.unwrapped.simulator.outputs"
+            )
+        return self.generators
+
+    def propensities(self, label: str) -> Tensor:
+        """Return π₀ of the logged prompts, (Σn,): as recorded, or of the logging policy where a log has none.
+
+        Raises:
+            PropensityError: unknown, and no logging policy; or the logging policy never chooses a logged prompt.
+        """
+        columns = []
+        for world, log in enumerate(self.stack.logs):
+            if self.logging_policies is not None and np.isnan(log.propensity).any():
+                columns.append(estimated_propensities(self.logging_policies[world], log))
+            else:
+                columns.append(log.require_propensities(label))
+        return StackedLogs.join(columns).to(torch.float32)
+
+
+def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatArray:
+    """Return π₀ of the logged prompts under a `logging_policy` that is said to have recorded them, (n,).
+
+    Raises:
+        PropensityError: it gives a logged prompt probability 0.
+    """
+    found = chosen_probabilities(logging_policy, log.contexts, log.action)
+    if not (found > 0).all():
+        row = int(np.argmin(found > 0))
+        raise PropensityError(
+            f"logging_policy: gives the logged prompt {log.action[row]} of row {row} probability {found[row]}, so it "
+            "did not record this log; pass the policy that did, or clone one with agents.BehaviorCloning"
+        )
+    return found
+
+
+class OfflineLearner(Generic[PolicyT]):
+    """Learns from logs: what it is given is checked here, what it makes of it is its :meth:`_learn`."""
+
+    def fit(
+        self,
+        log: LoggedDataset,
+        *,
+        generator: OutputModel | None = None,
+        logging_policy: Policy | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> PolicyT:
+        """Learn a policy from `log`.
+
+        Args:
+            log: logged rounds.
+            generator: the frozen generator, for methods that ask it for sentences.
+            logging_policy: what recorded the log, for methods that use it; where needed and not given, cloned from the
+                log.
+            seed: names the run: initial weights, batches, draws.
+            callback: looks at the policy while it is trained.
+
+        Raises:
+            ConfigError: a generator is needed and not given.
+            DataError: a generator is given, and the log has no outputs.
+            DimensionError: generator or logging policy do not fit the log.
+            PropensityError: propensities are needed and unknown.
+            NumericalError: training diverged, or the generator gave NaN.
+        """
+        return self.fit_many(
+            [log],
+            generators=None if generator is None else [generator],
+            logging_policies=None if logging_policy is None else [logging_policy],
+            seeds=[seed],
+            callback=callback,
+        )[0]
+
+    def fit_many(
+        self,
+        logs: Sequence[LoggedDataset],
+        *,
+        generators: Sequence[OutputModel] | None = None,
+        logging_policies: Sequence[Policy] | None = None,
+        seeds: Sequence[int] | None = None,
+        callback: Callback | None = None,
+    ) -> Sequence[PolicyT]:
+        """Learn a policy from each log as one batched problem; the same policies as :meth:`fit` gives one by one.
+
+        See :mod:`agents.training` for how same they are.
+        """
+        stack = StackedLogs(logs)
+        worlds = Worlds(
+            stack,
+            None if generators is None else tuple(generators),
+            None if logging_policies is None else tuple(logging_policies),
+            tuple(check_seeds(logs, seeds)),
+        )
+        return self._learn(worlds, () if callback is None else (callback,))
+
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> Sequence[PolicyT]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
+    """Learns a neural softmax policy from logs by policy gradient. A method is its configuration, its :attr:`label` and its :meth:`_objective`.
+
+    Attributes:
+        label: what the method is called in messages, and in the names of its streams of random numbers.
+    """
+
+    label: ClassVar[str] = "offline policy gradient"
+
+    def _objective(self, worlds: Worlds) -> Objective[Any]:
+        """Return what is minimised, after fitting whatever the method needs first."""
+        raise NotImplementedError
+
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
+        return self._minimise(worlds, self._objective(worlds), callbacks)
+
+    def _minimise(self, worlds: Worlds, objective: Objective[Any], callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
+        stack = worlds.stack
+        catalogues = [log.prompts.fingerprint for log in stack.logs]
+        n_inputs = stack.inputs.shape[1] - 1
+        return self._optimise(n_inputs, catalogues, stack.n_prompts, objective, worlds.seeds, self.label, callbacks)
+
+    def _rounds(self, worlds: Worlds, parts: Sequence[Tensor] | None = None) -> LoggedRounds:
+        """Return the feed of logged rounds, of `parts` of each log only where given."""
+        return LoggedRounds(worlds.stack, worlds.seeds, self.label, self.batch_size, parts)

@@ -1,0 +1,104 @@
+"""Direct Sentence Off-policy gradient: importance sampling in the space of sentences.
+
+Defaults are those of the released code of Kiyohara, Cao, Saito, Joachims (RecSys 2025, arXiv 2504.02646).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from agents import gradients
+from agents.feeds import FreshFeed, PreparedFeed, SentenceBatch
+from agents.gradients import ActionDistribution
+from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred
+from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
+from agents.learners.cloning import BehaviorCloning
+from agents.training import Feed, StackedLogs
+from offprompts_env.config import check_integer, check_number
+from offprompts_env.simulator import GaussianOutputs
+
+
+@dataclass(frozen=True)
+class DSO(OfflinePolicyGradient):
+    """Direct Sentence Off-policy gradient, :func:`agents.gradients.kernel_importance_sampling`.
+
+    Needs the generator. The logging policy is cloned from the log where it is not given.
+
+    A vector generator answers every step afresh. With a language model a sentence costs milliseconds and a call more,
+    so two settings bound the cost. With `refresh` = k the prompts of k steps are drawn at once from the policy at the
+    first of them and answered in one call; each step weights them by ``π(a) / π_first(a)``, so that its gradient has
+    the same expectation (where the clip does not bite) and more variance. With `max_sentences` below ``steps ·
+    batch_size`` a block gets its share of sentences and its batches are drawn from them with replacement: its first
+    step is unbiased, later ones follow the block's empirical objective and so fit its sampling error a little.
+
+    What a budget costs, on ``paper_code`` with 8,000 rounds (optimality, mean of four worlds, standard errors 0.03 to
+    0.09): 640,000 fresh sentences 0.47; as many with ``refresh=100`` 0.46; 20,000 with ``steps=2500, batch_size=128,
+    learning_rate=1e-3, refresh=50`` 0.35; 20,000 with ``refresh=100`` and the other defaults 0.23.
+
+    Attributes:
+        tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given.
+        kernel: similarity of sentences; None is ``GaussianKernel(tau)``.
+        density: estimate of the logging marginal density.
+        clip: upper bound of the weight K / π₀.
+        refresh: steps for which sentences are asked for at once, unless the generator is Gaussian.
+        max_sentences: ask the generator for at most about this many sentences during the gradient steps, unless it is
+            Gaussian; the density has a budget of its own.
+        cloning: how a missing logging policy is estimated.
+    """
+
+    tau: float = 1.0
+    kernel: Kernel | None = None
+    density: LoggingDensity = field(default_factory=NetworkDensity)
+    clip: float = 200.0
+    refresh: int = 1
+    max_sentences: int | None = None
+    cloning: BehaviorCloning = field(default_factory=BehaviorCloning)
+
+    label: ClassVar[str] = "DSO"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GaussianKernel(self.tau)
+        check_number("clip", self.clip, 0, strict=True)
+        check_integer("refresh", self.refresh, 1)
+        if self.max_sentences is not None:
+            check_integer("max_sentences", self.max_sentences, 1)
+
+    def _objective(self, worlds: Worlds) -> Objective[SentenceBatch]:
+        stack = worlds.stack
+        kernel: Kernel = GaussianKernel(self.tau) if self.kernel is None else self.kernel
+        generators = worlds.require_generators("agents.DSO")
+        policies = worlds.logging_policies or self.cloning.fit_many(stack.logs, seeds=worlds.seeds)
+        density = StackedLogs.join(
+            self.density.fit_many(
+                stack.logs, kernel=kernel, generators=generators, logging_policies=policies, seeds=worlds.seeds
+            )
+        )
+
+        def loss(policy: ActionDistribution, batch: SentenceBatch) -> Tensor:
+            rows = batch.rows
+            actions, sentences, ratio = batch.draw(policy)
+            similarity = blurred(kernel, stack.output[rows], sentences, batch.blur)
+            return gradients.kernel_importance_sampling(
+                policy, actions, similarity, density[rows], stack.reward[rows], self.clip, ratio
+            )
+
+        gaussian = [generator for generator in generators if isinstance(generator, GaussianOutputs)]
+        feed: Feed[SentenceBatch]
+        if len(gaussian) == len(generators):
+            feed = FreshFeed(stack, worlds.seeds, gaussian, self.label, self.batch_size)
+        else:
+            asked = self.steps * self.batch_size
+            feed = PreparedFeed(
+                stack,
+                worlds.seeds,
+                generators,
+                self.label,
+                batch_size=self.batch_size,
+                refresh=self.refresh,
+                share=1.0 if self.max_sentences is None else min(1.0, self.max_sentences / asked),
+            )
+        return Objective.of(feed, loss)
