@@ -305,7 +305,9 @@ class OfflineLearner(Generic[PolicyT]):
 
 @dataclass(frozen=True)
 class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
-    """Learns a neural softmax policy from logs by policy gradient. A method is its configuration, its :attr:`label` and its :meth:`_objective`.
+    """Learns a neural softmax policy from logs by policy gradient.
+
+    A method is its configuration, its :attr:`label` and its :meth:`_objective`.
 
     Attributes:
         label: what the method is called in messages, and in the names of its streams of random numbers.
