@@ -40,12 +40,13 @@ from agents.rewards import (
     SentenceRewardRegression,
     SentenceRewards,
 )
-from agents.training import TrainingWarning
+from agents.training import AssumptionWarning, TrainingWarning
 
 __all__ = [
     "DM",
     "DSO",
     "IS",
+    "AssumptionWarning",
     "BehaviorCloning",
     "Callback",
     "ConstantPolicy",

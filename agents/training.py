@@ -38,6 +38,10 @@ class TrainingWarning(UserWarning):
     """Training ended, but what it gave should not be trusted blindly; the message says why and what to change."""
 
 
+class AssumptionWarning(TrainingWarning):
+    """Something that the log does not say was assumed or estimated; the message names it. One a fit and assumption."""
+
+
 class HasInputs(Protocol):
     """A batch, as far as the loop looks into it."""
 

@@ -9,6 +9,7 @@ Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -22,6 +23,7 @@ from agents.gradients import ActionDistribution
 from agents.networks import StackedMLP
 from agents.policies import NeuralPolicy
 from agents.training import (
+    AssumptionWarning,
     Feed,
     Gradient,
     HasInputs,
@@ -212,16 +214,41 @@ class Worlds:
     def propensities(self, label: str) -> Tensor:
         """Return π₀ of the logged prompts, (Σn,): as recorded, or of the logging policy where a log has none.
 
+        The second is an assumption, so it is stated in an :class:`agents.AssumptionWarning`.
+
         Raises:
             PropensityError: unknown, and no logging policy; or the logging policy never chooses a logged prompt.
         """
-        columns = []
-        for world, log in enumerate(self.stack.logs):
-            if self.logging_policies is not None and np.isnan(log.propensity).any():
-                columns.append(estimated_propensities(self.logging_policies[world], log))
+        columns, unknown = [], []
+        for log, policy in zip(self.stack.logs, self.logging_policies or [None] * self.stack.worlds, strict=True):
+            missing = int(np.isnan(log.propensity).sum())
+            if policy is not None and missing:
+                columns.append(estimated_propensities(policy, log))
+                unknown.append(f"{missing} of {len(log)}")
             else:
                 columns.append(log.require_propensities(label))
+        if unknown:
+            assume(
+                f"{label}: propensities are unknown in {', '.join(unknown)} rounds; those of logging_policy= were "
+                "taken for all rounds, as if it had recorded the log. Where it did not, results are biased"
+            )
         return StackedLogs.join(columns).to(torch.float32)
+
+    def logging_policies_or_clones(self, label: str, cloning: Learner) -> Sequence[Policy]:
+        """Return the logging policies, or clones of them by `cloning`, as an :class:`agents.AssumptionWarning` says."""
+        if self.logging_policies is not None:
+            return self.logging_policies
+        clones = cloning.fit_many(self.stack.logs, seeds=self.seeds)
+        assume(
+            f"{label}: no logging policy was given; one was cloned from the log with {type(cloning).__name__} and "
+            "taken for the true one. Pass logging_policy= if it is known"
+        )
+        return clones
+
+
+def assume(message: str) -> None:
+    """Warn of an assumption, seen from where :meth:`OfflineLearner.fit` was called as far as warnings can tell."""
+    warnings.warn(message, AssumptionWarning, stacklevel=3)
 
 
 def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatArray:

@@ -71,7 +71,7 @@ class DSO(OfflinePolicyGradient):
         stack = worlds.stack
         kernel: Kernel = GaussianKernel(self.tau) if self.kernel is None else self.kernel
         generators = worlds.require_generators("agents.DSO")
-        policies = worlds.logging_policies or self.cloning.fit_many(stack.logs, seeds=worlds.seeds)
+        policies = worlds.logging_policies_or_clones("agents.DSO", self.cloning)
         density = StackedLogs.join(
             self.density.fit_many(
                 stack.logs, kernel=kernel, generators=generators, logging_policies=policies, seeds=worlds.seeds

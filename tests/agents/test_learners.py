@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -126,9 +127,19 @@ def test_unknown_propensities_need_a_logging_policy(simulator, log):
     learner = agents.ImportanceSamplingPG(steps=SHORT)
     with pytest.raises(PropensityError, match="BehaviorCloning"):
         learner.fit(unknown)
-    given = learner.fit(unknown, logging_policy=agents.UniformPolicy(12))
+    with pytest.warns(agents.AssumptionWarning, match="unknown in 2000 of 2000 rounds; those of logging_policy="):
+        given = learner.fit(unknown, logging_policy=agents.UniformPolicy(12))
     assert identical(given, learner.fit(log))
-    QUICK[2].fit(unknown, generator=simulator.outputs)
+    with pytest.warns(agents.AssumptionWarning, match="cloned from the log with BehaviorCloning") as caught:
+        QUICK[2].fit(unknown, generator=simulator.outputs)
+    assert len(caught) == 1
+
+
+def test_nothing_is_assumed_where_the_log_says_it(simulator, log):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", agents.AssumptionWarning)
+        agents.ImportanceSamplingPG(steps=SHORT).fit(log)
+        QUICK[2].fit(log, generator=simulator.outputs, logging_policy=agents.UniformPolicy(12))
 
 
 def test_a_budget_of_sentences_is_kept(simulator, log):
