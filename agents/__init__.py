@@ -21,7 +21,7 @@ from agents.learners.base import Callback, Learner, Objective, OfflineLearner, O
 from agents.learners.cloning import BehaviorCloning
 from agents.learners.dso import DSO
 from agents.learners.online import OnlinePG
-from agents.learners.prompt import ImportanceSamplingPG, RegressionPG
+from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
 from agents.policies import (
     ConstantPolicy,
     EpsilonGreedyPolicy,
@@ -50,6 +50,7 @@ __all__ = [
     "BehaviorCloning",
     "Callback",
     "ConstantPolicy",
+    "DoublyRobustPG",
     "EpsilonGreedyPolicy",
     "Estimator",
     "FittedRewards",

@@ -60,6 +60,10 @@ class ActionDistribution:
         log_probability: Tensor = _LogProbability.apply(self.logits, self.pmf, actions)  # type: ignore[no-untyped-call]
         return log_probability
 
+    def expectation(self, values: Tensor) -> Tensor:
+        """Return ``Σ_a π(a) v_a`` of `values` (W, B, A), differentiable in the logits, (W, B)."""
+        return (torch.softmax(self.logits, -1) * values).sum(-1)
+
 
 def invert(pmf: Tensor, uniforms: Tensor) -> Tensor:
     """Return the first index whose cumulative probability exceeds the uniform, (...) for `pmf` (..., A)."""
@@ -108,6 +112,58 @@ def importance_sampling(
     return -(weight * reward * policy.log_probability(actions)).mean(-1)
 
 
+def doubly_robust(
+    policy: ActionDistribution,
+    logged: Tensor,
+    propensity: Tensor,
+    residual: Tensor,
+    sampled: Tensor,
+    predicted: Tensor,
+    clip: float,
+) -> Tensor:
+    """Doubly robust: :func:`importance_sampling` of ``r − q̂(x, q, a)`` plus :func:`regression` on q̂.
+
+    Unbiased with any q̂ where the clip does not bite (Dudík, Langford, Li, 2011); "hybrid" in the released code.
+
+    Args:
+        policy: π.
+        logged: prompts of the log (W, B).
+        propensity: π₀ of them (W, B).
+        residual: logged reward minus q̂ for the logged prompt (W, B).
+        sampled: drawn from π (W, B).
+        predicted: q̂ for them (W, B).
+        clip: upper bound of the weight.
+    """
+    corrected = importance_sampling(policy, logged, propensity, residual, clip)
+    return corrected + regression(policy, sampled, predicted)
+
+
+def two_stage(
+    policy: ActionDistribution,
+    clusters: Tensor,
+    propensity: Tensor,
+    residual: Tensor,
+    values: Tensor,
+    clip: float,
+) -> Tensor:
+    """POTEC: importance sampling of ``r − q̂(x, q, a)`` between clusters of prompts, plus q̂'s part in closed form.
+
+    ``w(x, c) (r − q̂(x, q, a)) ∇ log π(c) + E_{c ~ π}[v(x, c) ∇ log π(c)]`` with ``w = min(π(c) / π₀(c), clip)`` and v
+    the prediction for what the second stage chooses in a cluster (Saito, Yao, Joachims, ICLR 2025, arXiv 2402.06151).
+    Unbiased for any second stage where q̂ is off by the same amount for all prompts of a cluster and the clip does not
+    bite.
+
+    Args:
+        policy: first stage, over clusters.
+        clusters: those of the logged prompts (W, B).
+        propensity: ``π₀(c | x, q) = Σ_{a ∈ c} π₀(a | x, q)`` of them (W, B).
+        residual: logged reward minus q̂ for the logged prompt (W, B).
+        values: v of every cluster (W, B, C).
+        clip: upper bound of the weight.
+    """
+    return importance_sampling(policy, clusters, propensity, residual, clip) - policy.expectation(values).mean(-1)
+
+
 def kernel_importance_sampling(
     policy: ActionDistribution,
     actions: Tensor,
@@ -138,3 +194,170 @@ def kernel_importance_sampling(
 def cloning(policy: ActionDistribution, actions: Tensor) -> Tensor:
     """Behaviour cloning: negative mean log-likelihood of the logged prompts (W, B)."""
     return -policy.log_probability(actions).mean(-1)
+
+
+def counterfactual_risk(
+    policy: ActionDistribution,
+    actions: Tensor,
+    propensity: Tensor,
+    reward: Tensor,
+    clip: float,
+    penalty: Tensor | float,
+    mean: Tensor | float,
+    deviation: Tensor | float,
+) -> Tensor:
+    """Counterfactual risk minimisation: ``mean(u) − λ √(Var(u) / n)``, ``u = min(π(a) / π₀(a), clip) r``, a logged.
+
+    Swaminathan and Joachims (JMLR 2015). The root of a variance is no sum over rounds; it is bounded, as by them, by
+    one that touches it at an earlier policy: ``√Var(u) ≤ (mean((u − mean)²) + deviation²) / (2 deviation)``. So ``w =
+    1{π / π₀ < clip} (π / π₀) r (1 − penalty (u − mean) / deviation)``: the gradient of the objective itself where mean
+    and deviation are those of the policy at hand.
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        propensity: π₀ of them (W, B).
+        reward: logged (W, B).
+        clip: upper bound of the ratio.
+        penalty: ``λ / √n``, (W, 1) or one for all.
+        mean: of u over the log at an earlier policy, (W, 1).
+        deviation: standard deviation of u over the log at that policy, (W, 1).
+    """
+    ratio = policy.probability(actions) / propensity
+    excess = (ratio.clamp_max(clip) * reward - mean) / torch.as_tensor(deviation).clamp_min(_TINY)
+    weight = (ratio < clip) * ratio * reward * (1 - penalty * excess)
+    return -(weight * policy.log_probability(actions)).mean(-1)
+
+
+def translated_importance_sampling(
+    policy: ActionDistribution,
+    actions: Tensor,
+    propensity: Tensor,
+    reward: Tensor,
+    shift: Tensor | float,
+    clip: float,
+) -> Tensor:
+    """BanditNet: ``w = min(π(a) / π₀(a), clip) (r − shift)``, a logged (Joachims, Swaminathan, de Rijke, ICLR 2018).
+
+    The shift is the Lagrange multiplier of the constraint that the ratios have a given mean, so the maximiser over all
+    shifts is that of the self-normalised estimate.
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        propensity: π₀ of them (W, B).
+        reward: logged (W, B).
+        shift: subtracted from every reward, (W, 1) or one for all.
+        clip: upper bound of the ratio.
+    """
+    return importance_sampling(policy, actions, propensity, reward - shift, clip)
+
+
+def logarithmic_smoothing(
+    policy: ActionDistribution, actions: Tensor, propensity: Tensor, reward: Tensor, smoothing: Tensor | float
+) -> Tensor:
+    """Logarithmic smoothing: the gradient of ``mean(log(1 + λ u) / λ)``, ``u = (π(a) / π₀(a)) r``, a logged.
+
+    Sakhi, Aouali, Alquier, Chopin (NeurIPS 2024, arXiv 2405.14335), who take rewards ≥ 0: there it is a lower bound of
+    importance sampling. For rewards of both signs it is continued as an odd function of u, so ``w = u / (1 + λ |u|)``.
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        propensity: π₀ of them (W, B).
+        reward: logged (W, B).
+        smoothing: λ ≥ 0, (W, 1) or one for all; 0 is importance sampling.
+    """
+    utility = policy.probability(actions) / propensity * reward
+    return -(utility / (1 + smoothing * utility.abs()) * policy.log_probability(actions)).mean(-1)
+
+
+def exponential_smoothing(
+    policy: ActionDistribution, actions: Tensor, propensity: Tensor, reward: Tensor, exponent: float
+) -> Tensor:
+    """Exponential smoothing: ``w = π(a) / π₀(a)^α · r``, a logged (Aouali et al., ICML 2023, arXiv 2305.15877).
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        propensity: π₀ of them (W, B).
+        reward: logged (W, B).
+        exponent: α in [0, 1]; 1 is importance sampling.
+    """
+    return -(policy.probability(actions) / propensity**exponent * reward * policy.log_probability(actions)).mean(-1)
+
+
+def optimal_baseline(
+    policy: ActionDistribution, actions: Tensor, propensity: Tensor, reward: Tensor, clip: float
+) -> Tensor:
+    """β-IPS: ``w = min(π(a) / π₀(a), clip) (r − β)``, a logged, with the β that minimises the gradient's variance.
+
+    ``β = E[v r] / E[v]``, ``v = ‖(π / π₀) ∇ log π(a)‖²`` (Gupta, Jeunen, Oosterhuis, de Rijke, RecSys 2024, arXiv
+    2405.05736), the norm taken in the space of logits. Each round's β is estimated from the other rounds of its batch:
+    a baseline that never saw the round leaves the gradient unbiased, where the clip does not bite.
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        propensity: π₀ of them (W, B).
+        reward: logged (W, B).
+        clip: upper bound of the ratio.
+    """
+    chosen = policy.probability(actions)
+    ratio = (chosen / propensity).clamp_max(clip)
+    share = ratio.square() * (1 - 2 * chosen + policy.pmf.square().sum(-1))
+    scored = share * reward
+    others = share.sum(-1, keepdim=True) - share
+    # Alone in its batch, or where no other round counts, a round has no baseline.
+    baseline = torch.where(others > _TINY, (scored.sum(-1, keepdim=True) - scored) / others.clamp_min(_TINY), 0.0)
+    return -(ratio * (reward - baseline) * policy.log_probability(actions)).mean(-1)
+
+
+def weighted_log_likelihood(policy: ActionDistribution, actions: Tensor, weight: Tensor) -> Tensor:
+    """Weighted log-likelihood: ``−mean(g log π(a))``, a logged; convex in the logits where every g ≥ 0.
+
+    Args:
+        policy: π.
+        actions: logged (W, B).
+        weight: g, which depends on the log alone (W, B).
+    """
+    return -(weight * policy.log_probability(actions)).mean(-1)
+
+
+class _LogConvolved(torch.autograd.Function):
+    """``log Σ_j share_j softmax(logits)[neighbour_j]`` given the softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, pmf: Tensor, neighbours: Tensor, shares: Tensor) -> Tensor:
+        parts = shares * pmf.gather(-1, neighbours)
+        total = parts.sum(-1).clamp_min(torch.finfo(pmf.dtype).tiny)
+        ctx.save_for_backward(pmf, neighbours, parts / total[..., None])
+        return total.log()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        pmf, neighbours, posterior = ctx.saved_tensors
+        own = slope[..., None]
+        return (pmf * -own).scatter_add_(-1, neighbours, posterior * own), None, None, None
+
+
+def convolved_importance_sampling(
+    policy: ActionDistribution, neighbours: Tensor, shares: Tensor, propensity: Tensor, reward: Tensor, clip: float
+) -> Tensor:
+    """Policy Convolution: importance sampling between policies smoothed over neighbours (arXiv 2310.15433).
+
+    ``min(π̃(a) / π̃₀(a), clip) r ∇ log π̃(a)``, a logged, ``π̃(a) = Σ_j share_j π(neighbour_j)``. Biased by what rewards
+    differ among neighbours, with ratios far nearer 1.
+
+    Args:
+        policy: π.
+        neighbours: prompts near the logged ones (W, B, k).
+        shares: what they count, 0 for a place that is not used (W, B, k).
+        propensity: π̃₀ of the logged prompts, smoothed alike (W, B).
+        reward: logged (W, B).
+        clip: upper bound of the ratio.
+    """
+    logarithm: Tensor = _LogConvolved.apply(policy.logits, policy.pmf, neighbours, shares)  # type: ignore[no-untyped-call]
+    ratio = (logarithm.detach().exp() / propensity).clamp_max(clip)
+    return -(ratio * reward * logarithm).mean(-1)

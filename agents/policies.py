@@ -1,27 +1,22 @@
 """Policies, each defined by its probability mass function over prompts.
 
-Every policy here saves to a directory and loads back with the same bits, except those made of a caller's own function:
-``policy.json`` says what it is, and names ``policy-<checksum>.safetensors`` beside it. Symbols: ``n`` rounds, ``A``
-prompts.
+Every policy here saves to a directory and loads back with the same bits, except those made of a caller's own function;
+see :mod:`agents.records`. Symbols: ``n`` rounds, ``A`` prompts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import load as deserialise
-from safetensors.numpy import save as serialise
 
 from agents.networks import MLP
+from agents.records import Record, Recordable, kinds, load_record, recorded, revive, save_record
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError, OffPromptsError, StorageError, unknown_name
-from offprompts_env.manifest import write_atomic
+from offprompts_env.errors import ConfigError
 from offprompts_env.sampling import check_policy
 from offprompts_env.simulator import Simulator
 from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet
@@ -29,32 +24,7 @@ from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptS
 Scores = Callable[[Contexts], FloatArray]
 """A score for every prompt, (n, A): a reward model, or any function."""
 
-FORMAT_VERSION = 1
-_DESCRIPTION = "policy.json"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a policy or a score model is made of, ready to be written.
-
-    Attributes:
-        kind: name of its class.
-        settings: JSON-able.
-        tensors: arrays by name.
-    """
-
-    kind: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, FloatArray] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Recordable(Protocol):
-    """Something that can be written to a file and read back."""
-
-    def to_record(self) -> Record:
-        """Return what it is made of."""
-        ...
+_STEM = "policy"
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -80,6 +50,7 @@ class Saves:
         return save_policy(self, path)
 
 
+@recorded("policy")
 class UniformPolicy(Saves):
     """``π(a) = 1 / A``.
 
@@ -111,6 +82,7 @@ class UniformPolicy(Saves):
         return cls(**record.settings)
 
 
+@recorded("policy")
 class ConstantPolicy(Saves):
     """Always the same prompt.
 
@@ -146,6 +118,7 @@ class ConstantPolicy(Saves):
         return cls(**record.settings)
 
 
+@recorded("policy")
 class SoftmaxPolicy(Saves):
     """``π(a | x, q) ∝ exp(β · score(x, q, a))``.
 
@@ -176,6 +149,7 @@ class SoftmaxPolicy(Saves):
         return cls(_scores_of(settings.pop("scores"), record.tensors), **settings)
 
 
+@recorded("policy")
 class EpsilonGreedyPolicy(Saves):
     """The best-scored prompt with probability ``1 − ε``, else a uniform one: ``π(a) = (1 − ε) 1{a = a*} + ε / A``.
 
@@ -212,6 +186,7 @@ class EpsilonGreedyPolicy(Saves):
         return cls(_scores_of(settings.pop("scores"), record.tensors), **settings)
 
 
+@recorded("policy")
 @dataclass(frozen=True, eq=False)
 class NeuralPolicy(Saves):
     """Softmax over the outputs of a perceptron on ``[x, q]``.
@@ -280,22 +255,9 @@ def _with_scores(
 
 
 def _scores_of(settings: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> Scores:
-    # Reward models are policies' scores, and make policies: the one circle of this package is cut here.
-    from agents.rewards import PromptRewards
-
     rest = dict(settings)
-    if (kind := rest.pop("kind")) != "PromptRewards":
-        raise unknown_name("score model", kind, ["PromptRewards"])
-    return PromptRewards.from_record(Record(kind, rest, tensors))
-
-
-_POLICIES: Mapping[str, Callable[[Record], Policy]] = {
-    "UniformPolicy": UniformPolicy.from_record,
-    "ConstantPolicy": ConstantPolicy.from_record,
-    "SoftmaxPolicy": SoftmaxPolicy.from_record,
-    "EpsilonGreedyPolicy": EpsilonGreedyPolicy.from_record,
-    "NeuralPolicy": NeuralPolicy.from_record,
-}
+    scores: Scores = revive(Record(rest.pop("kind"), rest, tensors), "reward model")
+    return scores
 
 
 def save_policy(policy: Policy, path: str | Path) -> Path:
@@ -307,33 +269,10 @@ def save_policy(policy: Policy, path: str | Path) -> Path:
     """
     if not isinstance(policy, Recordable):
         raise ConfigError(
-            f"save_policy: expected one of {', '.join(sorted(_POLICIES))}, got {type(policy).__name__}, which has no "
+            f"save_policy: expected one of {', '.join(kinds('policy'))}, got {type(policy).__name__}, which has no "
             "to_record(); clone it with agents.BehaviorCloning to get one that saves"
         )
-    record, directory = policy.to_record(), Path(path)
-    content = serialise(dict(record.tensors))
-    checksum = hashlib.sha256(content).hexdigest()
-    weights = f"policy-{checksum[:16]}.safetensors"
-    description = {
-        "format_version": FORMAT_VERSION,
-        "kind": record.kind,
-        "settings": record.settings,
-        "weights": weights,
-        "sha256": checksum,
-    }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / weights, content)
-        # The policy that was here before stays whole until this one is.
-        write_atomic(directory / _DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
-        for old in directory.glob("policy-*.safetensors"):
-            if old.name != weights:
-                old.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"policy: cannot write to {directory}: {error}; free some space or choose another path"
-        ) from error
-    return directory
+    return save_record(policy.to_record(), path, what="policy", stem=_STEM)
 
 
 def load_policy(path: str | Path, prompts: PromptSet | None = None) -> Policy:
@@ -347,38 +286,7 @@ def load_policy(path: str | Path, prompts: PromptSet | None = None) -> Policy:
         StorageError: not such a directory, damaged, or of a newer format version.
         DimensionError: the policy is over another catalogue.
     """
-    directory = Path(path)
-    try:
-        description = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
-        version = description["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"policy: expected a directory that save_policy wrote, with {_DESCRIPTION}, at {directory}, but {error!r}"
-        ) from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise StorageError(
-            f"policy: {directory} has format version {version}, this package reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U offprompts-env"
-        )
-    if description.get("kind") not in _POLICIES:
-        raise unknown_name("policy", description.get("kind"), _POLICIES)
-    try:
-        content = (directory / description["weights"]).read_bytes()
-        expected, actual = description["sha256"], hashlib.sha256(content).hexdigest()
-        make, record = _POLICIES[description["kind"]], Record(description["kind"], description["settings"])
-        policy = make(replace(record, tensors=deserialise(content))) if actual == expected else None
-    except OffPromptsError:
-        raise
-    except Exception as error:
-        raise StorageError(
-            f"policy: the files in {directory} do not fit together or are damaged: "
-            f"{type(error).__name__}: {error}; save the policy again"
-        ) from error
-    if policy is None:
-        raise StorageError(
-            f"policy: {directory / description['weights']} is damaged: expected SHA-256 {expected}, got {actual}; "
-            "save the policy again"
-        )
+    policy: Policy = load_record(path, what="policy", stem=_STEM)
     if prompts is not None:
         check_policy(policy, prompts, "the catalogue")
     return policy

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
-from agents.policies import Record
+from agents.records import Record, recorded
 from agents.training import (
     BLOCK,
     Schedule,
@@ -36,6 +36,7 @@ from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, 
 _HIDDEN_AT_ONCE = 1 << 17
 
 
+@recorded("reward model")
 @dataclass(frozen=True, eq=False)
 class PromptRewards:
     """A fitted ``q̂(x, q, a)``; called with contexts it gives the scores of all prompts.

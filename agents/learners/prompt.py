@@ -1,4 +1,4 @@
-"""Learners that know a prompt by its index and embedding: regression and importance-sampling policy gradients.
+"""Learners that know a prompt by its index and embedding: regression, importance-sampling and doubly robust gradients.
 
 Defaults are those of the released code of Kiyohara, Cao, Saito, Joachims (RecSys 2025, arXiv 2504.02646).
 """
@@ -20,6 +20,19 @@ from agents.rewards import PromptRewardRegression, PromptRewardSource
 from offprompts_env.config import check_number
 
 
+class _Predictions:
+    """q̂ for the rounds of a batch, by one reward model a world."""
+
+    def __init__(self, worlds: Worlds, rewards: PromptRewardSource) -> None:
+        models = rewards.fit_many(worlds.stack.logs, seeds=worlds.seeds)
+        self._stack, self._network = worlds.stack, StackedMLP.of([model.network for model in models])
+
+    def __call__(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        """Return q̂ for `actions` (W, m) of rounds with `inputs` ``[x, q, 1]`` (W, m, d + 1), (W, m)."""
+        embeddings = self._stack.embeddings[self._stack.prompt_rows(actions)]
+        return self._network.forward(torch.cat([inputs[..., :-1], embeddings, inputs[..., -1:]], dim=-1))[..., 0]
+
+
 @dataclass(frozen=True)
 class RegressionPG(OfflinePolicyGradient):
     """Policy gradient on a reward model of prompts, :func:`agents.gradients.regression`.
@@ -33,15 +46,11 @@ class RegressionPG(OfflinePolicyGradient):
     label: ClassVar[str] = "regression PG"
 
     def _objective(self, worlds: Worlds) -> Objective[Batch]:
-        stack = worlds.stack
-        models = self.rewards.fit_many(stack.logs, seeds=worlds.seeds)
-        network = StackedMLP.of([model.network for model in models])
+        predict = _Predictions(worlds, self.rewards)
 
         def loss(policy: ActionDistribution, batch: Batch) -> Tensor:
             actions = policy.sample(batch.uniforms)
-            embeddings = stack.embeddings[stack.prompt_rows(actions)]
-            inputs = torch.cat([batch.inputs[..., :-1], embeddings, batch.inputs[..., -1:]], dim=-1)
-            return gradients.regression(policy, actions, network.forward(inputs)[..., 0])
+            return gradients.regression(policy, actions, predict(batch.inputs, actions))
 
         return Objective.of(self._rounds(worlds), loss)
 
@@ -73,5 +82,43 @@ class ImportanceSamplingPG(OfflinePolicyGradient):
             return gradients.importance_sampling(
                 policy, stack.action[rows], propensity[rows], stack.reward[rows], self.clip
             )
+
+        return Objective.of(self._rounds(worlds), loss)
+
+
+@dataclass(frozen=True)
+class DoublyRobustPG(OfflinePolicyGradient):
+    """Doubly robust policy gradient, :func:`agents.gradients.doubly_robust`.
+
+    Importance sampling of what a reward model leaves unexplained, plus the policy gradient on the model itself. Needs
+    propensities, or the logging policy.
+
+    Attributes:
+        rewards: the regression, or :class:`agents.FittedRewards`.
+        clip: upper bound of the weight π(a) / π₀(a).
+    """
+
+    rewards: PromptRewardSource = field(default_factory=PromptRewardRegression)
+    clip: float = 200.0
+
+    label: ClassVar[str] = "DR PG"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("clip", self.clip, 0, strict=True)
+
+    def _objective(self, worlds: Worlds) -> Objective[Batch]:
+        stack = worlds.stack
+        propensity = worlds.propensities("agents.DoublyRobustPG")
+        predict = _Predictions(worlds, self.rewards)
+
+        def loss(policy: ActionDistribution, batch: Batch) -> Tensor:
+            rows, sampled = batch.rows, policy.sample(batch.uniforms)
+            logged = stack.action[rows]
+            # Both predictions in one pass: at this size a call costs more than its arithmetic.
+            both = predict(torch.cat([batch.inputs] * 2, dim=1), torch.cat([logged, sampled], dim=1))
+            at_logged, at_sampled = both.chunk(2, dim=1)
+            residual = stack.reward[rows] - at_logged
+            return gradients.doubly_robust(policy, logged, propensity[rows], residual, sampled, at_sampled, self.clip)
 
         return Objective.of(self._rounds(worlds), loss)

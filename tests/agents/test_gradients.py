@@ -88,6 +88,79 @@ def test_importance_sampling_expectation_is_the_policy_gradient():
     torch.testing.assert_close(total, true_gradient())
 
 
+PREDICTED = torch.tensor(RNG.normal(size=(CONTEXTS, PROMPTS)))  # q̂(x, a), any
+
+
+def test_doubly_robust_expectation_is_the_policy_gradient_with_any_model():
+    total = torch.zeros_like(LOGITS)
+    rounds = itertools.product(range(CONTEXTS), range(PROMPTS), range(SENTENCES), range(PROMPTS))
+    for x, a, s, sampled in rounds:
+        chance = P_CONTEXT[x] * LOGGING[x, a] * P_SENTENCE[x, a, s] * POLICY[x, sampled]
+        total -= chance * surrogate_gradient(
+            x,
+            lambda p, x=x, a=a, s=s, sampled=sampled: gradients.doubly_robust(
+                p,
+                cell(a),
+                cell(LOGGING[x, a]),
+                cell(REWARD[x, s] - PREDICTED[x, a]),
+                cell(sampled),
+                cell(PREDICTED[x, sampled]),
+                clip=1e9,
+            ),
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
+def test_doubly_robust_has_no_noise_from_the_log_under_a_true_model_of_a_noiseless_reward():
+    zero = cell(0.0)
+    for a, sampled in itertools.product(range(PROMPTS), range(PROMPTS)):
+        found = surrogate_gradient(
+            0,
+            lambda p, a=a, sampled=sampled: gradients.doubly_robust(
+                p, cell(a), cell(LOGGING[0, a]), zero, cell(sampled), cell(MEAN[0, sampled]), clip=200.0
+            ),
+        )
+        plain = surrogate_gradient(0, lambda p, b=sampled: gradients.regression(p, cell(b), cell(MEAN[0, b])))
+        torch.testing.assert_close(found, plain)
+
+
+CLUSTERS = torch.tensor([0, 1, 0])  # of the three prompts
+
+
+@pytest.mark.parametrize("second", ["greedy", "stochastic"])
+def test_two_stage_expectation_is_the_first_stages_policy_gradient(second):
+    """With q̂ off by the same amount for all prompts of a cluster, whatever the second stage."""
+    offset = torch.tensor(RNG.normal(size=(CONTEXTS, 2)))
+    predicted = MEAN + offset[:, CLUSTERS]
+    chosen = torch.zeros(CONTEXTS, 2, PROMPTS, dtype=torch.float64)  # π(a | x, c)
+    for x, c in itertools.product(range(CONTEXTS), range(2)):
+        members = torch.nonzero(c == CLUSTERS)[:, 0]
+        if second == "greedy":
+            chosen[x, c, members[predicted[x, members].argmax()]] = 1
+        else:
+            chosen[x, c, members] = torch.softmax(predicted[x, members], -1)
+    logits = LOGITS[:, :2].clone().requires_grad_()
+    value = torch.einsum("x,xc,xca,xa->", P_CONTEXT, torch.softmax(logits, -1), chosen, MEAN)
+    truth = torch.autograd.grad(value, logits)[0]
+    values = torch.einsum("xca,xa->xc", chosen, predicted)
+    marginal = torch.stack([LOGGING[:, c == CLUSTERS].sum(-1) for c in range(2)], -1)
+    total = torch.zeros_like(truth)
+    for x, a, s in itertools.product(range(CONTEXTS), range(PROMPTS), range(SENTENCES)):
+        c = int(CLUSTERS[a])
+        policy = LOGITS[:, :2].clone().requires_grad_()
+        loss = gradients.two_stage(
+            ActionDistribution(policy[x].view(1, 1, -1)),
+            cell(c),
+            cell(marginal[x, c]),
+            cell(REWARD[x, s] - predicted[x, a]),
+            values[x].view(1, 1, -1),
+            clip=1e9,
+        )
+        chance = P_CONTEXT[x] * LOGGING[x, a] * P_SENTENCE[x, a, s]
+        total -= chance * torch.autograd.grad(loss.sum(), policy)[0]
+    torch.testing.assert_close(total, truth)
+
+
 @pytest.mark.parametrize("stale", [False, True])
 def test_kernel_importance_sampling_expectation_is_the_policy_gradient(stale):
     """The kernel 1{s = s'} blurs nothing, so DSO estimates the true gradient; also with prompts of another policy."""

@@ -8,6 +8,7 @@ import pytest
 
 import agents
 import offprompts_env as op
+from agents.networks import MLP
 from offprompts_env.envs import PromptEnv
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError, PropensityError
 from offprompts_env.simulator import Simulator
@@ -26,6 +27,7 @@ QUICK = [
         steps=SHORT, density=agents.MonteCarloDensity(5), kernel=agents.UniformKernel(2.0), cloning=QUICK_CLONING
     ),
     QUICK_CLONING,
+    agents.DoublyRobustPG(steps=SHORT, rewards=QUICK_REWARDS),
 ]
 
 
@@ -104,6 +106,7 @@ def test_learners_beat_the_logging_policy_in_an_easy_world(simulator, log):
     learners = [
         agents.RegressionPG(steps=1_000, learning_rate=5e-3, rewards=rewards),
         agents.ImportanceSamplingPG(steps=1_000, learning_rate=5e-3),
+        agents.DoublyRobustPG(steps=1_000, learning_rate=5e-3, rewards=rewards),
         agents.DSO(steps=1_000, learning_rate=5e-3, density=agents.MonteCarloDensity(50)),
     ]
     for learner in learners:
@@ -111,6 +114,32 @@ def test_learners_beat_the_logging_policy_in_an_easy_world(simulator, log):
         assert simulator.policy_value(policy).value > uniform + 0.4 * (best - uniform), learner
     online = agents.OnlinePG(steps=1_000, learning_rate=5e-3).fit(simulator)
     assert simulator.policy_value(online).value > uniform + 0.7 * (best - uniform)
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_doubly_robust_is_between_its_two_parts(log):
+    """Importance sampling where the model says nothing, regression where it leaves nothing unexplained."""
+    model = QUICK_REWARDS.fit(log)
+    layers = [*model.network.layers[:-1], np.zeros_like(model.network.layers[-1])]
+    silent = agents.FittedRewards((replace(model, network=MLP(tuple(layers))),))
+    exact = replace(log, reward=model.chosen(log.contexts, log.action))
+
+    class LikeIS(agents.DoublyRobustPG):
+        label = "IS PG"
+
+    class LikeRegression(agents.DoublyRobustPG):
+        label = "regression PG"
+
+    pairs = [
+        (LikeIS(steps=SHORT, rewards=silent).fit(log), QUICK[1].fit(log)),
+        (
+            LikeRegression(steps=SHORT, rewards=agents.FittedRewards((model,))).fit(exact),
+            agents.RegressionPG(steps=SHORT, rewards=agents.FittedRewards((model,))).fit(log),
+        ),
+    ]
+    for found, expected in pairs:
+        for left, right in zip(weights(found), weights(expected), strict=True):
+            np.testing.assert_allclose(left, right, atol=1e-4)
 
 
 def test_cloning_recovers_the_logging_policy(simulator):
@@ -220,6 +249,12 @@ def test_a_log_without_outputs_is_enough_for_prompts(log):
         (lambda s, log: agents.DSO(max_sentences=0), ConfigError, "max_sentences"),
         (lambda s, log: agents.NetworkDensity(max_sentences=-1), ConfigError, "max_sentences"),
         (lambda s, log: agents.ImportanceSamplingPG(clip=0.0), ConfigError, "clip"),
+        (lambda s, log: agents.DoublyRobustPG(clip=-1.0), ConfigError, "clip"),
+        (
+            lambda s, log: agents.DoublyRobustPG().fit(replace(log, propensity=np.full(len(log), np.nan))),
+            PropensityError,
+            "agents.DoublyRobustPG",
+        ),
         (lambda s, log: agents.ImportanceSamplingPG(steps=0), ConfigError, "steps"),
         (lambda s, log: agents.ImportanceSamplingPG(learning_rate=0.0), ConfigError, "learning_rate"),
         (lambda s, log: agents.ImportanceSamplingPG(hidden=(0,)), ConfigError, "hidden"),
