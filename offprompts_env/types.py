@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offprompts_env.errors import ActionError, ConfigError, DataError, DimensionError, NumericalError, PropensityError
+from offprompts_env.rng import stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,15 +207,20 @@ class Agent(Protocol):
 class Estimate:
     """A number with its uncertainty.
 
+    The interval is the normal one; :meth:`bootstrap` and :meth:`empirical_bernstein` give the estimate with another.
+
     Attributes:
-        value: the estimate.
+        value: the estimate; NaN where the log says nothing at all.
         standard_error: its standard error; 0 where it is exact, NaN where it is unknown.
-        terms: per-round terms whose mean is `value`, (n,); paired differences of two policies come from them.
+        terms: per-round terms whose mean is `value`, (n,); paired differences of two policies come from them. Those of
+            a ratio are linearised: their spread is that of the ratio, to first order.
         effective_sample_size: ``(Σ w)² / Σ w²`` of the weights used, or n without weights.
         confidence: coverage of the interval.
         interval: lower and upper end; the normal interval ``value ± z · standard_error`` unless given.
         diagnostics: further named numbers, such as the largest and the mean weight.
         warnings: what a reader must know before trusting the value.
+        ratio: columns b, u, v (n,) of an estimate ``mean(b) + mean(u) / mean(v)``; None for a mean of terms.
+        strata: numbers of rounds that were recorded apart, one after the other; None for rounds of one kind.
     """
 
     value: float
@@ -225,8 +231,11 @@ class Estimate:
     interval: tuple[float, float] = (float("nan"), float("nan"))
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    ratio: tuple[FloatArray, FloatArray, FloatArray] | None = field(default=None, repr=False)
+    strata: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        _check_confidence(self.confidence)
         if np.isnan(self.interval[0]) and np.isnan(self.interval[1]):
             from statistics import NormalDist
 
@@ -234,14 +243,111 @@ class Estimate:
             object.__setattr__(self, "interval", (self.value - half, self.value + half))
 
     @classmethod
-    def of_mean(cls, terms: FloatArray, **rest: Any) -> Estimate:
-        """Estimate the mean of independent `terms` (n,), with standard error ``std(terms) / √n``."""
+    def of_mean(cls, terms: FloatArray, *, strata: tuple[int, ...] | None = None, **rest: Any) -> Estimate:
+        """Estimate the mean of independent `terms` (n,), with standard error ``std(terms) / √n``.
+
+        Args:
+            terms: one a round.
+            strata: numbers of rounds of each stratum: what differs between strata is then no chance.
+            rest: further attributes.
+        """
         terms = np.asarray(terms, dtype=np.float64)
         if len(terms) == 0:
             raise DataError("estimate: expected at least one round, got none")
-        error = float(terms.std(ddof=1) / np.sqrt(len(terms))) if len(terms) > 1 else float("nan")
         rest.setdefault("effective_sample_size", float(len(terms)))
-        return cls(value=float(terms.mean()), standard_error=error, terms=terms, **rest)
+        value = float(terms.mean())
+        return cls(value=value, standard_error=_error_of_mean(terms, strata), terms=terms, strata=strata, **rest)
+
+    @classmethod
+    def of_ratio(cls, baseline: FloatArray, numerator: FloatArray, denominator: FloatArray, **rest: Any) -> Estimate:
+        """Estimate ``V = mean(b) + mean(u) / mean(v)`` of columns (n,), by the delta method.
+
+        Its terms are ``b + ρ + (u − ρ v) / mean(v)`` with ``ρ = mean(u) / mean(v)``. All is NaN where ``mean(v) = 0``.
+        """
+        columns = tuple(np.asarray(column, dtype=np.float64) for column in (baseline, numerator, denominator))
+        b, u, v = columns
+        scale = v.mean() if v.mean() != 0 else np.nan
+        rho = u.mean() / scale
+        return cls.of_mean(b + rho + (u - rho * v) / scale, ratio=(b, u, v), **rest)
+
+    def normal(self, confidence: float = 0.95) -> Estimate:
+        """Return this estimate with the normal interval of another `confidence`."""
+        return replace(self, confidence=confidence, interval=(float("nan"), float("nan")))
+
+    def bootstrap(self, *, n_resamples: int = 1_000, confidence: float | None = None, seed: int = 0) -> Estimate:
+        """Return this estimate with the percentile interval of the bootstrap (Efron, 1979).
+
+        Rounds are drawn with replacement, within strata, and the estimate is made again: a ratio from its columns, not
+        from its terms. What was fitted before (reward models, densities) stays as it is.
+
+        Args:
+            n_resamples: number of resamples.
+            confidence: of the interval; None keeps this one's.
+            seed: names the resamples.
+        """
+        if not (isinstance(n_resamples, int) and n_resamples >= 2):
+            raise ConfigError(f"n_resamples: expected an integer ≥ 2, got {n_resamples!r}; 1000 is usual")
+        confidence = self.confidence if confidence is None else _check_confidence(confidence)
+        rng, sizes = stream(seed, "bootstrap"), self.strata or (len(self.terms),)
+        starts = np.cumsum((0, *sizes[:-1]))
+        values = np.empty(n_resamples)
+        # One resample at a time: its rows stay in cache, and memory does not grow with the number of resamples.
+        for index in range(n_resamples):
+            parts = [start + rng.integers(size, size=size) for start, size in zip(starts, sizes, strict=True)]
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if self.ratio is None:
+                values[index] = self.terms[rows].mean()
+            else:
+                b, u, v = (column[rows].mean() for column in self.ratio)
+                values[index] = b + u / v if v != 0 else np.nan
+        known = values[~np.isnan(values)]
+        if len(known) == 0:
+            return replace(self, confidence=confidence, interval=(float("nan"), float("nan")))
+        low, high = np.quantile(known, [0.5 - confidence / 2, 0.5 + confidence / 2])
+        notes = self.warnings
+        if len(known) < n_resamples:
+            missing = n_resamples - len(known)
+            notes = (*notes, f"{missing} of {n_resamples} resamples had no weight and were left out of the interval")
+        return replace(self, confidence=confidence, interval=(float(low), float(high)), warnings=notes)
+
+    def empirical_bernstein(
+        self, bounds: tuple[float, float] | None = None, *, confidence: float | None = None
+    ) -> Estimate:
+        """Return this estimate with an interval that covers at every n, not only for large ones.
+
+        ``value ± (√(2 s² ln(4/δ) / n) + 7 R ln(4/δ) / 3(n − 1))`` with s² the variance of n terms in a range of length
+        R and ``δ = 1 − confidence`` (Maurer and Pontil, 2009, theorem 4, on both sides).
+
+        Args:
+            bounds: smallest and largest value that a term could have; None takes the observed ones, and a warning says
+                so: the guarantee holds for known bounds only.
+            confidence: of the interval; None keeps this one's.
+
+        Raises:
+            DataError: fewer than two rounds, or a term outside `bounds`.
+        """
+        confidence = self.confidence if confidence is None else _check_confidence(confidence)
+        n, notes = len(self.terms), self.warnings
+        if n < 2:
+            raise DataError(f"empirical Bernstein interval: expected at least two rounds, got {n}; record more")
+        observed = float(self.terms.min()), float(self.terms.max())
+        low, high = observed if bounds is None else bounds
+        if observed[0] < low or observed[1] > high:
+            raise DataError(
+                f"bounds: expected all terms in [{low:g}, {high:g}], got some from {observed[0]:g} to {observed[1]:g}; "
+                "pass the smallest and largest value that a weighted reward can have"
+            )
+        if bounds is None:
+            notes = (
+                *notes,
+                "the empirical Bernstein interval takes the observed range of terms for the possible one",
+            )
+        if self.ratio is not None:
+            notes = (*notes, "the empirical Bernstein bound is for means; for a ratio it holds only to first order")
+        scale = float(np.log(4 / (1 - confidence)))
+        half = float(np.sqrt(2 * self.terms.var(ddof=1) * scale / n)) + 7 * (high - low) * scale / (3 * (n - 1))
+        ends = (self.value - half, self.value + half)
+        return replace(self, confidence=confidence, interval=ends, warnings=notes)
 
     def minus(self, other: Estimate) -> Estimate:
         """Return the paired difference of two estimates over the same rounds."""
@@ -249,12 +355,26 @@ class Estimate:
             raise DimensionError(
                 f"difference: expected terms over the same rounds, got {len(self.terms)} and {len(other.terms)}"
             )
-        return Estimate.of_mean(self.terms - other.terms, confidence=self.confidence)
+        return Estimate.of_mean(self.terms - other.terms, confidence=self.confidence, strata=self.strata)
 
     def __str__(self) -> str:
         low, high = self.interval
         text = f"{self.value:.4f} ± {self.standard_error:.4f} ({self.confidence:.0%}: {low:.4f} to {high:.4f})"
         return "; ".join((text, *(f"warning: {warning}" for warning in self.warnings)))
+
+
+def _check_confidence(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence: expected a number between 0 and 1, got {confidence!r}; 0.95 is usual")
+    return confidence
+
+
+def _error_of_mean(terms: FloatArray, strata: tuple[int, ...] | None) -> float:
+    """Return the standard error of the mean of `terms` (n,), whose strata have fixed numbers of rounds."""
+    parts = [terms] if strata is None else np.split(terms, np.cumsum(strata)[:-1])
+    if min(map(len, parts)) < 2:
+        return float("nan")
+    return float(np.sqrt(sum(len(part) * part.var(ddof=1) for part in parts)) / len(terms))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
