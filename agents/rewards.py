@@ -7,8 +7,8 @@ Both fit a perceptron by least squares, as in the paper (arXiv 2504.02646), whos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,19 +17,24 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
 from agents.records import Record, recorded
+from agents.streaming import HELD_OUT_ROWS, Window, training_windows
 from agents.training import (
     BLOCK,
+    Phase,
     Schedule,
     StackedLogs,
     check_hidden,
     check_seeds,
     train,
+    train_in_phases,
     warn_if_useless,
     world_streams,
 )
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError
+from offprompts_env.rng import integer_seed
 from offprompts_env.sampling import check_catalogue
+from offprompts_env.streaming import LogStream
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs
 
 # Hidden units that are held at once when all prompts are predicted: 512 KiB of float32 stay in the second-level cache.
@@ -78,6 +83,10 @@ class PromptRewards:
             rows = slice(start, start + size)
             predicted[rows] = self.network.upper(own[rows, None] + prompts)[..., 0]
         return predicted
+
+    def among(self, prompts: IntArray) -> PromptRewards:
+        """Return the model of a part of the `prompts`, in their order."""
+        return replace(self, embeddings=self.embeddings[prompts], catalogue=None)
 
     def chosen(self, contexts: Contexts, actions: IntArray) -> FloatArray:
         """Return predicted rewards of `actions`, (n,)."""
@@ -201,14 +210,45 @@ class _Regression:
         train(network, feed, squared_error_gradient, self._schedule(), label=label)
         fitted = []
         for mlp, part, rest in zip(network.unstack(), parts, held_out, strict=True):
-            validation = {"error": float("nan"), "baseline": float("nan"), "rounds": float(len(rest))}
-            if len(rest):
-                truth = stack.reward[rest].numpy()
-                validation["error"] = float(np.mean((mlp(inputs[rest, :-1].numpy())[:, 0] - truth) ** 2))
-                validation["baseline"] = float(np.mean((float(stack.reward[part].mean()) - truth) ** 2))
-                warn_if_useless(label, validation["error"], validation["baseline"])
-            fitted.append((mlp, validation))
+            mean = float(stack.reward[part].mean())
+            fitted.append((mlp, _validate(mlp, inputs[rest], stack.reward[rest], mean, label)))
         return fitted
+
+    def _fit_stream(
+        self, log: LogStream, inputs: Callable[[StackedLogs], Tensor], seed: int, label: str
+    ) -> tuple[MLP, dict[str, float]]:
+        """Fit one network to `log` window by window; `inputs` gives those of a window, (n, d + 1)."""
+        kept, held_out = log.split(self.train_fraction, seed=integer_seed(seed, label, "split"))
+        total, rounds = 0.0, 0
+
+        def phase(window: Window) -> Phase[RegressionBatch]:
+            nonlocal total, rounds
+            stack = StackedLogs([window.log])
+            total, rounds = total + float(stack.reward.sum(dtype=torch.float64)), rounds + len(window.log)
+            rngs = world_streams([window.seed], label, "batches")
+            feed = _Rounds(stack, inputs(stack), [torch.arange(len(window.log))], rngs, self.batch_size)
+            return Phase(window.steps, feed, squared_error_gradient)
+
+        n_inputs = inputs(StackedLogs([log.head(1)])).shape[1] - 1
+        network = StackedMLP.initialise((n_inputs, *self.hidden, 1), world_streams([seed], label, "initial weights"))
+        phases = map(phase, training_windows(kept, self._schedule(), seed))
+        train_in_phases(network, phases, self._schedule(), label=label)
+        (mlp,) = network.unstack()
+        if len(held_out) == 0:
+            return mlp, _validate(mlp, torch.empty(0, n_inputs + 1), torch.empty(0), total / rounds, label)
+        rest = StackedLogs([held_out.head(HELD_OUT_ROWS)])
+        return mlp, _validate(mlp, inputs(rest), rest.reward, total / rounds, label)
+
+
+def _validate(mlp: MLP, inputs: Tensor, reward: Tensor, mean: float, label: str) -> dict[str, float]:
+    """Return what the held-out rounds say; `mean` is that of the rewards trained on."""
+    validation = {"error": float("nan"), "baseline": float("nan"), "rounds": float(len(reward))}
+    if len(reward):
+        truth = reward.numpy()
+        validation["error"] = float(np.mean((mlp(inputs[:, :-1].numpy())[:, 0] - truth) ** 2))
+        validation["baseline"] = float(np.mean((mean - truth) ** 2))
+        warn_if_useless(label, validation["error"], validation["baseline"])
+    return validation
 
 
 class PromptRewardSource(Protocol):
@@ -238,13 +278,29 @@ class PromptRewardRegression(_Regression):
     def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[PromptRewards]:
         """Fit several logs as one batched problem, each with its own seed."""
         stack = StackedLogs(logs)
-        rows = StackedLogs.join([log.action + world * stack.n_prompts for world, log in enumerate(logs)])
-        inputs = torch.cat([stack.inputs[:, :-1], stack.embeddings[rows], stack.inputs[:, -1:]], dim=1)
-        fitted = self._fit(stack, inputs, check_seeds(logs, seeds), "prompt-reward regression")
+        fitted = self._fit(stack, _with_prompts(stack), check_seeds(logs, seeds), "prompt-reward regression")
         return [
             PromptRewards(network, log.prompts.embeddings, log.prompts.fingerprint, validation)
             for log, (network, validation) in zip(logs, fitted, strict=True)
         ]
+
+    def fit_stream(self, log: LogStream, *, seed: int = 0) -> FittedRewards:
+        """Fit a log that is larger than memory, window by window; of a single window it is what :meth:`fit` gives.
+
+        The held-out part is of at most 65,536 rounds.
+        """
+        if log.n_windows <= 1:
+            return FittedRewards((self.fit(log.load(), seed=seed),))
+        network, validation = self._fit_stream(log, _with_prompts, seed, "prompt-reward regression")
+        return FittedRewards((PromptRewards(network, log.prompts.embeddings, log.prompts.fingerprint, validation),))
+
+
+def _with_prompts(stack: StackedLogs) -> Tensor:
+    """Return ``[x, q, e_a, 1]`` of the logged rounds, (Σn, d + 1)."""
+    own = stack.embeddings[
+        stack.action + torch.arange(stack.worlds).repeat_interleave(torch.tensor(stack.sizes)) * stack.n_prompts
+    ]
+    return torch.cat([stack.inputs[:, :-1], own, stack.inputs[:, -1:]], dim=1)
 
 
 @dataclass(frozen=True)

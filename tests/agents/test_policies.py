@@ -3,12 +3,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import agents
+from agents.networks import MLP
+from agents.policies import softmax
 from offprompts_env.errors import ConfigError, DimensionError, StorageError
 from offprompts_env.sampling import sample_actions
 from offprompts_env.simulator import Simulator
@@ -18,17 +21,25 @@ from offprompts_env.types import LoggedDataset, Policy, PromptSet
 @pytest.fixture(scope="module")
 def policies(simulator: Simulator, log: LoggedDataset) -> dict[str, Policy]:
     model = agents.PromptRewardRegression(steps=200).fit(log)
+    clusters = agents.PromptClusters(np.array([2, 0, 1, 0, 0, 2, 0, 1, 0, 0, 2, 0]), np.eye(3), model.catalogue)
+    first = agents.BehaviorCloning(steps=20).fit(replace(log, action=log.action % 3, prompts=PromptSet(np.eye(3))))
+    first = replace(first, catalogue=None)
     return {
         "uniform": agents.UniformPolicy(12, model.catalogue),
         "constant": agents.ConstantPolicy(3, 12),
         "softmax": agents.SoftmaxPolicy(model, 12, beta=2.5, catalogue=model.catalogue),
         "epsilon": agents.EpsilonGreedyPolicy(model, 12, epsilon=0.1),
         "neural": agents.ImportanceSamplingPG(steps=20).fit(log),
+        "two-stage greedy": agents.TwoStagePolicy(first, agents.SecondStage(clusters, model)),
+        "two-stage softmax": agents.TwoStagePolicy(
+            agents.SoftmaxPolicy(replace(model, embeddings=model.embeddings[:3], catalogue=None), 3, beta=-2.0),
+            agents.SecondStage(clusters, model, beta=3.0),
+        ),
     }
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
-KINDS = ["uniform", "constant", "softmax", "epsilon", "neural"]
+KINDS = ["uniform", "constant", "softmax", "epsilon", "neural", "two-stage greedy", "two-stage softmax"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,6 +65,40 @@ def test_policies_load_back_with_the_same_bits(kind, policies, log, tmp_path):
     assert np.array_equal(again.probabilities(log.contexts), policy.probabilities(log.contexts))
 
 
+@pytest.mark.parametrize("kind", ["two-stage greedy", "two-stage softmax"])
+def test_a_two_stage_policy_is_the_product_of_its_stages(kind, policies, log):
+    policy, contexts = policies[kind], log.contexts.take(slice(40))
+    labels = policy.second.clusters.labels
+    pmf, chances = policy.probabilities(contexts), policy.first.probabilities(contexts)
+    scores, values = policy.second.rewards(contexts), policy.second.values(contexts)
+    for cluster in range(3):
+        members = np.flatnonzero(labels == cluster)
+        np.testing.assert_allclose(pmf[:, members].sum(1), chances[:, cluster], rtol=1e-5)
+        inner = scores[:, members]
+        if policy.second.beta is None:
+            expected = np.eye(len(members))[inner.argmax(1)]
+            np.testing.assert_allclose(values[:, cluster], inner.max(1), rtol=1e-5)
+        else:
+            expected = softmax(policy.second.beta * inner)
+            np.testing.assert_allclose(values[:, cluster], (expected * inner).sum(1), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(pmf[:, members], chances[:, [cluster]] * expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_two_stage_policy_samples_without_scoring_all_prompts(policies, log, monkeypatch):
+    scored = []
+    call = agents.PromptRewards.__call__
+    monkeypatch.setattr(
+        agents.PromptRewards,
+        "__call__",
+        lambda model, contexts: scored.append(len(contexts) * model.n_prompts) or call(model, contexts),
+    )
+    policy = policies["two-stage greedy"]
+    actions, _ = policy.sample(log.contexts.take(slice(100)), np.random.default_rng(0))
+    assert sum(scored) == sum(
+        (policy.second.clusters.labels == c).sum() for c in policy.second.clusters.labels[actions]
+    )
+
+
 def test_all_prompts_are_scored_as_one_by_one(policies, log):
     model = policies["softmax"].scores
     contexts = log.contexts.take(slice(50))
@@ -73,6 +118,18 @@ def test_extreme_scores_do_not_overflow(log):
     np.testing.assert_array_equal(policy.probabilities(log.contexts)[0], [1, 0, 0])
 
 
+def second_stage(n_prompts: int = 3, beta: float | None = None) -> agents.SecondStage:
+    model = agents.PromptRewards(MLP((np.zeros((4, 1), dtype=np.float32),)), np.zeros((n_prompts, 1), dtype=np.float32))
+    return agents.SecondStage(agents.PromptClusters(np.array([0, 1, 0]), np.zeros((2, 1))), model, beta)
+
+
+class Foreign:
+    n_prompts = 2
+
+    def probabilities(self, contexts):
+        return np.full((len(contexts), 2), 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -82,6 +139,10 @@ def test_extreme_scores_do_not_overflow(log):
         (lambda: agents.EpsilonGreedyPolicy(len, 5, epsilon=1.5), "epsilon"),
         (lambda: agents.EpsilonGreedyPolicy(len, 5, epsilon=-0.5), "epsilon"),
         (lambda: agents.SoftmaxPolicy(len, 5).save("nowhere"), "BehaviorCloning"),
+        (lambda: agents.TwoStagePolicy(agents.UniformPolicy(3), second_stage()), "over 2 clusters, got one over 3"),
+        (lambda: second_stage(beta=float("nan")), "beta"),
+        (lambda: second_stage(n_prompts=4), "reward model's 4 prompts, got 3"),
+        (lambda: agents.TwoStagePolicy(Foreign(), second_stage()).save("nowhere"), "first: .*BehaviorCloning"),
     ],
 )
 def test_wrong_settings(make, words):
