@@ -19,6 +19,22 @@ from agents.kernels import (
 )
 from agents.learners.base import Callback, Learner, Objective, OfflineLearner, OfflinePolicyGradient
 from agents.learners.cloning import BehaviorCloning
+from agents.learners.convolution import (
+    BallNeighbours,
+    KernelNeighbours,
+    NearestNeighbours,
+    Neighbourhood,
+    PolicyConvolutionPG,
+    TreeNeighbours,
+)
+from agents.learners.counterfactual import (
+    CRM,
+    BanditNet,
+    BetaIPSPG,
+    ExponentialSmoothingPG,
+    LogarithmicSmoothingPG,
+    WeightedLogLikelihood,
+)
 from agents.learners.dso import DSO
 from agents.learners.online import OnlinePG
 from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
@@ -43,25 +59,34 @@ from agents.rewards import (
 from agents.training import AssumptionWarning, TrainingWarning
 
 __all__ = [
+    "CRM",
     "DM",
     "DSO",
     "IS",
     "AssumptionWarning",
+    "BallNeighbours",
+    "BanditNet",
     "BehaviorCloning",
+    "BetaIPSPG",
     "Callback",
     "ConstantPolicy",
     "DoublyRobustPG",
     "EpsilonGreedyPolicy",
     "Estimator",
+    "ExponentialSmoothingPG",
     "FittedRewards",
     "GaussianKernel",
     "ImportanceSamplingPG",
     "Kernel",
     "KernelIS",
+    "KernelNeighbours",
     "KnownDensity",
     "Learner",
+    "LogarithmicSmoothingPG",
     "LoggingDensity",
     "MonteCarloDensity",
+    "NearestNeighbours",
+    "Neighbourhood",
     "NetworkDensity",
     "NeuralPolicy",
     "Objective",
@@ -69,6 +94,7 @@ __all__ = [
     "OfflinePolicyGradient",
     "OnlinePG",
     "OraclePolicy",
+    "PolicyConvolutionPG",
     "PromptRewardRegression",
     "PromptRewards",
     "RegressionPG",
@@ -76,8 +102,10 @@ __all__ = [
     "SentenceRewards",
     "SoftmaxPolicy",
     "TrainingWarning",
+    "TreeNeighbours",
     "UniformKernel",
     "UniformPolicy",
+    "WeightedLogLikelihood",
     "load_policy",
     "logging_policies",
     "logging_policy",

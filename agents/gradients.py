@@ -196,6 +196,10 @@ def cloning(policy: ActionDistribution, actions: Tensor) -> Tensor:
     return -policy.log_probability(actions).mean(-1)
 
 
+# Below it a sum of squares counts as zero: far under anything that rounds of a log give.
+_TINY = 1e-30
+
+
 def counterfactual_risk(
     policy: ActionDistribution,
     actions: Tensor,
