@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -103,6 +103,21 @@ class Schedule:
         check_number("learning_rate", self.learning_rate, 0, strict=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Phase(Generic[BatchT]):
+    """A part of training with batches of its own, such as a window of a log that is larger than memory.
+
+    Attributes:
+        steps: gradient steps.
+        feed: the batches.
+        gradient: from :func:`differentiate`, or written by hand.
+    """
+
+    steps: int
+    feed: Feed[BatchT]
+    gradient: Gradient[BatchT]
+
+
 def train(
     network: StackedMLP,
     feed: Feed[BatchT],
@@ -128,16 +143,34 @@ def train(
     Raises:
         NumericalError: a loss became NaN or infinite.
     """
+    return train_in_phases(network, [Phase(schedule.steps, feed, gradient)], schedule, label=label, on_step=on_step)
+
+
+def train_in_phases(
+    network: StackedMLP,
+    phases: Iterable[Phase[Any]],
+    schedule: Schedule,
+    *,
+    label: str,
+    on_step: Callable[[int], bool] | None = None,
+) -> Tensor:
+    """Train `network` in place, with one Adam through all `phases`, as :func:`train` otherwise.
+
+    A phase is asked for when the one before is done, and let go of before the next one is asked for.
+    """
     optimiser = Adam(network.parameters, network.gradient, schedule.learning_rate)
     curve: list[Tensor] = []
-    done, stop = 0, False
-    progress = tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False)
-    with one_thread(), torch.no_grad(), progress as bar:
-        while done < schedule.steps and not stop:
+    done = 0
+
+    def run(phase: Phase[Any], bar: tqdm[Any]) -> bool:
+        """Do the steps of `phase`; say whether training is to end."""
+        nonlocal done
+        end, stop = done + phase.steps, False
+        while done < end and not stop:
             total = torch.zeros(network.worlds)
-            batches, begun = feed.block(min(BLOCK, schedule.steps - done), network), done
+            batches, begun = phase.feed.block(min(BLOCK, end - done), network), done
             for batch in batches:
-                losses, slope = gradient(network.forward(batch.inputs), batch)
+                losses, slope = phase.gradient(network.forward(batch.inputs), batch)
                 network.backward(slope)
                 optimiser.step()
                 total += losses
@@ -148,6 +181,15 @@ def train(
             bar.update(done - begun)
             curve.append(total / (done - begun))
             _check_losses(curve[-1], label, done)
+        return stop
+
+    with tqdm(total=schedule.steps, desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
+        for phase in phases:
+            with one_thread(), torch.no_grad():
+                stop = run(phase, bar)
+            if stop:
+                break
+            del phase
     return torch.stack(curve)
 
 

@@ -38,6 +38,16 @@ def column_types(log: LoggedDataset) -> dict[str, str]:
     return types
 
 
+def value_bytes(kind: str) -> int:
+    """Return the memory that a value of a column of type `kind` takes, a text being taken for 1 KiB."""
+    if kind == "string":
+        return 1 << 10
+    if vector := _VECTOR.fullmatch(kind):
+        return 4 * int(vector[1])
+    # Whatever integer an action is stored as, it is an int64 in memory.
+    return 8 if kind.startswith("int") else np.dtype(kind).itemsize
+
+
 def concatenate(parts: Sequence[LoggedDataset], metadata: LogMetadata) -> LoggedDataset:
     """Return the rows of `parts`, which have the same columns and prompts, as one dataset."""
     columns = {name: np.concatenate([_values(part, name) for part in parts]) for name in column_types(parts[0])}

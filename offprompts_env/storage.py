@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -101,11 +101,11 @@ def load(path: str | Path) -> LoggedDataset:
     manifest = read_manifest(root)
     if manifest.rows == 0:
         raise StorageError(f"{root}: expected at least one flushed row, found none; record some rounds first")
-    prompts = _read_prompts(root, manifest)
+    prompts = read_prompts(root, manifest)
     columns: dict[str, Array] = {}
     start = 0
     for shard in manifest.shards:
-        for name, values in _read_shard(root, shard, manifest).items():
+        for name, values in read_shard(root, shard, manifest).items():
             if name not in columns:
                 columns[name] = np.empty((manifest.rows, *values.shape[1:]), dtype=values.dtype)
             columns[name][start : start + shard.rows] = values
@@ -120,22 +120,28 @@ def iter_batches(path: str | Path, rows: int) -> Iterator[LoggedDataset]:
         ConfigError: `rows` is not positive.
         StorageError: as :func:`load`, when the damaged file is reached.
     """
-    if rows < 1:
-        raise ConfigError(f"rows: expected at least 1, got {rows}")
     root = Path(path)
     manifest = read_manifest(root)
-    prompts = _read_prompts(root, manifest)
-    left: dict[str, Array] = {}
-    for shard in manifest.shards:
-        fresh = _read_shard(root, shard, manifest)
-        columns = {name: np.concatenate([left[name], v]) if left else np.array(v) for name, v in fresh.items()}
+    shards = ({name: np.array(v) for name, v in read_shard(root, s, manifest).items()} for s in manifest.shards)
+    yield from in_batches(shards, rows, read_prompts(root, manifest), manifest.metadata)
+
+
+def in_batches(
+    shards: Iterable[Mapping[str, Array]], rows: int, prompts: PromptSet, metadata: LogMetadata
+) -> Iterator[LoggedDataset]:
+    """Yield the rows of `shards`, columns by name, in batches of `rows` rounds, the last one possibly smaller."""
+    if rows < 1:
+        raise ConfigError(f"rows: expected at least 1, got {rows}")
+    left: Mapping[str, Array] = {}
+    for fresh in shards:
+        columns = {name: np.concatenate([left[name], values]) for name, values in fresh.items()} if left else fresh
         held = len(columns["action"])
         for start in range(0, held - rows + 1, rows):
             part = {name: values[start : start + rows] for name, values in columns.items()}
-            yield make_dataset(part, prompts, manifest.metadata)
+            yield make_dataset(part, prompts, metadata)
         left = {name: values[held - held % rows :] for name, values in columns.items()}
     if left and len(left["action"]):
-        yield make_dataset(left, prompts, manifest.metadata)
+        yield make_dataset(left, prompts, metadata)
 
 
 def save(log: LoggedDataset, path: str | Path, *, mode: Mode = "refuse", shard_rows: int = SHARD_ROWS) -> Path:
@@ -403,7 +409,8 @@ class ShardWriter:
             self.close()
 
 
-def _read_shard(root: Path, shard: Shard, manifest: Manifest) -> dict[str, Array]:
+def read_shard(root: Path, shard: Shard, manifest: Manifest) -> dict[str, Array]:
+    """Return the columns of a shard by name; raises as :func:`load`."""
     file = root / shard.file
     columns = decode(read_bytes(file, shard.sha256), manifest.columns, file)
     check_rows(file, shard, len(columns["action"]))
@@ -416,7 +423,8 @@ def _prompts_content(prompts: PromptSet) -> bytes:
     return safetensors_bytes({"embeddings": np.ascontiguousarray(prompts.embeddings)})
 
 
-def _read_prompts(root: Path, manifest: Manifest) -> PromptSet:
+def read_prompts(root: Path, manifest: Manifest) -> PromptSet:
+    """Return the catalogue of the log at `root`; raises as :func:`load`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as safetensors_arrays
 

@@ -23,6 +23,7 @@ LAYERS = [
     "columns",
     "manifest",
     "storage",
+    "streaming",
     "recording",
     "collecting",
 ]

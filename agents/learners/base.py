@@ -10,8 +10,8 @@ Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -22,23 +22,26 @@ from agents.feeds import LoggedRounds
 from agents.gradients import ActionDistribution
 from agents.networks import StackedMLP
 from agents.policies import NeuralPolicy
+from agents.streaming import Window, once, settled, training_windows
 from agents.training import (
     AssumptionWarning,
     Feed,
     Gradient,
     HasInputs,
+    Phase,
     Schedule,
     StackedLogs,
     check_hidden,
     check_seeds,
     differentiate,
-    train,
+    train_in_phases,
     world_streams,
 )
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import ConfigError, DimensionError, PropensityError
 from offprompts_env.sampling import check_catalogue, check_policy, chosen_probabilities
 from offprompts_env.simulator import OutputModel
+from offprompts_env.streaming import LogStream
 from offprompts_env.types import FloatArray, LoggedDataset, Policy
 
 BatchT = TypeVar("BatchT", bound=HasInputs)
@@ -70,7 +73,7 @@ class Learner(Protocol):
 
     def fit(
         self,
-        log: LoggedDataset,
+        log: LoggedDataset | LogStream,
         *,
         generator: OutputModel | None = None,
         logging_policy: Policy | None = None,
@@ -82,7 +85,7 @@ class Learner(Protocol):
 
     def fit_many(
         self,
-        logs: Sequence[LoggedDataset],
+        logs: Sequence[LoggedDataset | LogStream],
         *,
         generators: Sequence[OutputModel] | None = None,
         logging_policies: Sequence[Policy] | None = None,
@@ -151,6 +154,19 @@ class PolicyGradient:
         label: str,
         callbacks: Sequence[Callback],
     ) -> list[NeuralPolicy]:
+        phases = [Phase(self.steps, objective.feed, objective.gradient)]
+        return self._optimise_in_phases(n_inputs, catalogues, n_prompts, phases, seeds, label, callbacks)
+
+    def _optimise_in_phases(
+        self,
+        n_inputs: int,
+        catalogues: Sequence[str],
+        n_prompts: int,
+        phases: Iterable[Phase[Any]],
+        seeds: Sequence[int],
+        label: str,
+        callbacks: Sequence[Callback],
+    ) -> list[NeuralPolicy]:
         network = StackedMLP.initialise(
             (n_inputs, *self.hidden, n_prompts), world_streams(seeds, label, "initial weights")
         )
@@ -163,7 +179,7 @@ class PolicyGradient:
             return True in answers
 
         watch = on_step if callbacks else None
-        train(network, objective.feed, objective.gradient, self._schedule(), label=label, on_step=watch)
+        train_in_phases(network, phases, self._schedule(), label=label, on_step=watch)
         return policies()
 
 
@@ -176,18 +192,18 @@ class Worlds:
         generators: one a log, where given.
         logging_policies: one a log, where given.
         seeds: one a log.
+        streamed: the log of which the one in `stack` is a window, where it is one.
     """
 
     stack: StackedLogs
     generators: tuple[OutputModel, ...] | None
     logging_policies: tuple[Policy, ...] | None
     seeds: tuple[int, ...]
+    streamed: StreamedWorld | None = None
 
     def __post_init__(self) -> None:
         logs = self.stack.logs
-        for name, parts in (("generators", self.generators), ("logging_policies", self.logging_policies)):
-            if parts is not None and len(parts) != len(logs):
-                raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
+        _check_one_a_log(logs, self.generators, self.logging_policies)
         for log, policy in zip(logs, self.logging_policies or (), strict=bool(self.logging_policies)):
             check_policy(policy, log.prompts, "the log")
         for generator in self.generators or ():
@@ -238,12 +254,54 @@ class Worlds:
         """Return the logging policies, or clones of them by `cloning`, as an :class:`agents.AssumptionWarning` says."""
         if self.logging_policies is not None:
             return self.logging_policies
-        clones = cloning.fit_many(self.stack.logs, seeds=self.seeds)
+        clones = self.streamed.clones(cloning) if self.streamed else cloning.fit_many(self.stack.logs, seeds=self.seeds)
         assume(
             f"{label}: no logging policy was given; one was cloned from the log with {type(cloning).__name__} and "
             "taken for the true one. Pass logging_policy= if it is known"
         )
         return clones
+
+
+def _check_one_a_log(
+    logs: Sequence[object], generators: Sequence[OutputModel] | None, logging_policies: Sequence[Policy] | None
+) -> None:
+    for name, parts in (("generators", generators), ("logging_policies", logging_policies)):
+        if parts is not None and len(parts) != len(logs):
+            raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedWorld:
+    """What an offline learner is given with a log that is larger than memory.
+
+    Attributes:
+        log: on disk.
+        generator: where given.
+        logging_policy: where given.
+        seed: names the run.
+    """
+
+    log: LogStream
+    generator: OutputModel | None
+    logging_policy: Policy | None
+    seed: int
+    _clones: list[Policy] = field(default_factory=list)
+
+    def window(self, window: Window) -> Worlds:
+        """Return what the learner is given with a window."""
+        return Worlds(
+            StackedLogs([window.log]),
+            None if self.generator is None else (self.generator,),
+            None if self.logging_policy is None else (self.logging_policy,),
+            (window.seed,),
+            self,
+        )
+
+    def clones(self, cloning: Learner) -> list[Policy]:
+        """Return the logging policy as `cloning` finds it in the whole log, once for all windows."""
+        if not self._clones:
+            self._clones.extend(cloning.fit_many([self.log], seeds=[self.seed]))
+        return self._clones
 
 
 def assume(message: str) -> None:
@@ -272,7 +330,7 @@ class OfflineLearner(Generic[PolicyT]):
 
     def fit(
         self,
-        log: LoggedDataset,
+        log: LoggedDataset | LogStream,
         *,
         generator: OutputModel | None = None,
         logging_policy: Policy | None = None,
@@ -282,7 +340,7 @@ class OfflineLearner(Generic[PolicyT]):
         """Learn a policy from `log`.
 
         Args:
-            log: logged rounds.
+            log: logged rounds; a :class:`offprompts_env.streaming.LogStream` is learned from window by window.
             generator: the frozen generator, for methods that ask it for sentences.
             logging_policy: what recorded the log, for methods that use it; where needed and not given, cloned from the
                 log.
@@ -306,7 +364,7 @@ class OfflineLearner(Generic[PolicyT]):
 
     def fit_many(
         self,
-        logs: Sequence[LoggedDataset],
+        logs: Sequence[LoggedDataset | LogStream],
         *,
         generators: Sequence[OutputModel] | None = None,
         logging_policies: Sequence[Policy] | None = None,
@@ -315,19 +373,38 @@ class OfflineLearner(Generic[PolicyT]):
     ) -> Sequence[PolicyT]:
         """Learn a policy from each log as one batched problem; the same policies as :meth:`fit` gives one by one.
 
-        See :mod:`agents.training` for how same they are.
+        See :mod:`agents.training` for how same they are. A log that is larger than a window is learned from by itself.
         """
-        stack = StackedLogs(logs)
-        worlds = Worlds(
-            stack,
-            None if generators is None else tuple(generators),
-            None if logging_policies is None else tuple(logging_policies),
-            tuple(check_seeds(logs, seeds)),
-        )
-        return self._learn(worlds, () if callback is None else (callback,))
+        chosen, callbacks = check_seeds(logs, seeds), () if callback is None else (callback,)
+        read = [log.load() if isinstance(log, LogStream) and log.n_windows <= 1 else log for log in logs]
+        held = [log for log in read if not isinstance(log, LogStream)]
+        if len(held) == len(read):
+            worlds = Worlds(
+                StackedLogs(held),
+                None if generators is None else tuple(generators),
+                None if logging_policies is None else tuple(logging_policies),
+                tuple(chosen),
+            )
+            return self._learn(worlds, callbacks)
+        _check_one_a_log(logs, generators, logging_policies)
+        policies = []
+        for world, log in enumerate(read):
+            generator = None if generators is None else generators[world]
+            policy, seed = None if logging_policies is None else logging_policies[world], chosen[world]
+            if isinstance(log, LogStream):
+                policies.append(self._learn_stream(StreamedWorld(log, generator, policy, seed), callbacks))
+            else:
+                policies.append(self.fit(log, generator=generator, logging_policy=policy, seed=seed, callback=callback))
+        return policies
 
     def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> Sequence[PolicyT]:
         raise NotImplementedError
+
+    def _learn_stream(self, world: StreamedWorld, callbacks: Sequence[Callback]) -> PolicyT:
+        raise ConfigError(
+            f"{type(self).__name__}: learns from logs in memory only, got a stream of {len(world.log)} rows in "
+            f"{world.log.n_windows} windows; pass stream.head(rows), or open it with a window that holds all rows"
+        )
 
 
 @dataclass(frozen=True)
@@ -358,3 +435,26 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
     def _rounds(self, worlds: Worlds, parts: Sequence[Tensor] | None = None) -> LoggedRounds:
         """Return the feed of logged rounds, of `parts` of each log only where given."""
         return LoggedRounds(worlds.stack, worlds.seeds, self.label, self.batch_size, parts)
+
+    def _learn_stream(self, world: StreamedWorld, callbacks: Sequence[Callback]) -> NeuralPolicy:
+        return settled(self, world.log, world.seed)._minimise_stream(world, world.log, callbacks)
+
+    def _minimise_stream(self, world: StreamedWorld, log: LogStream, callbacks: Sequence[Callback]) -> NeuralPolicy:
+        """Minimise the objective of one window of `log`, which may be a part of the world's, after the other."""
+        said: set[str] = set()
+
+        def phase(window: Window) -> Phase[Any]:
+            with once(said):
+                objective = self._objective(world.window(window))
+            return Phase(window.steps, objective.feed, objective.gradient)
+
+        def phases() -> Iterator[Phase[Any]]:
+            for window in training_windows(log, self._schedule(), world.seed):
+                yield phase(window)
+
+        first = log.head(1)
+        n_inputs, catalogue = first.context.shape[1] + first.query.shape[1], log.prompts.fingerprint
+        (policy,) = self._optimise_in_phases(
+            n_inputs, [catalogue], log.n_prompts, phases(), [world.seed], self.label, callbacks
+        )
+        return policy

@@ -12,11 +12,13 @@ from torch import Tensor
 from agents import gradients
 from agents.feeds import Batch
 from agents.gradients import ActionDistribution
-from agents.learners.base import Callback, Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Callback, Objective, OfflinePolicyGradient, StreamedWorld, Worlds
 from agents.policies import NeuralPolicy
+from agents.streaming import HELD_OUT_ROWS
 from agents.training import world_streams
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError
+from offprompts_env.rng import integer_seed
 from offprompts_env.sampling import chosen_probabilities
 from offprompts_env.types import Contexts, IntArray
 
@@ -48,14 +50,16 @@ class BehaviorCloning(OfflinePolicyGradient):
         check_integer("look_every", self.look_every, 1)
         check_integer("patience", self.patience, 1)
 
+    def _objective(self, worlds: Worlds, parts: Sequence[Tensor] | None = None) -> Objective[Batch]:
+        def loss(policy: ActionDistribution, batch: Batch) -> Tensor:
+            return gradients.cloning(policy, worlds.stack.action[batch.rows])
+
+        return Objective.of(self._rounds(worlds, parts), loss)
+
     def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         stack = worlds.stack
         parts, held_out = stack.split(world_streams(worlds.seeds, self.label, "split"), self.train_fraction)
-
-        def loss(policy: ActionDistribution, batch: Batch) -> Tensor:
-            return gradients.cloning(policy, stack.action[batch.rows])
-
-        objective = Objective.of(self._rounds(worlds, parts), loss)
+        objective = self._objective(worlds, parts)
         if not all(len(rows) for rows in held_out):
             return self._minimise(worlds, objective, callbacks)
         rounds = [
@@ -66,6 +70,16 @@ class BehaviorCloning(OfflinePolicyGradient):
         last = self._minimise(worlds, objective, (Callback(self.look_every, best.look), *callbacks))
         best.look(self.steps, last)
         return best.policies
+
+    def _learn_stream(self, world: StreamedWorld, callbacks: Sequence[Callback]) -> NeuralPolicy:
+        kept, held_out = world.log.split(self.train_fraction, seed=integer_seed(world.seed, self.label, "split"))
+        if len(held_out) == 0:
+            return self._minimise_stream(world, kept, callbacks)
+        rest = held_out.head(HELD_OUT_ROWS)
+        best = _Likeliest([(rest.contexts, rest.action)], self.patience)
+        last = self._minimise_stream(world, kept, (Callback(self.look_every, best.look), *callbacks))
+        best.look(self.steps, [last])
+        return best.policies[0]
 
 
 class _Likeliest:
