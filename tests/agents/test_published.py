@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.published import compare
+from benchmarks.published import METHODS, PUBLISHED, SIZES, Cell, append_cell, compare, read_cells, verdict
+
+CELL = Cell("is", 500, 2, 0.13, 0.01, *PUBLISHED["is"][500], -0.7, 10.5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
 def test_published_means_are_within_two_standard_errors():
-    cells = compare(10, [500, 8000], ["logging", "online", "is", "dso"], print)
-    assert len(cells) == 6
-    wrong = [str(cell) for cell in cells if abs(cell.deviation) > 2]
-    assert not wrong, "\n".join(wrong)
+    cells = compare(20, SIZES, list(PUBLISHED), print)
+    assert len(cells) == len(SIZES) * len(METHODS) + 2
+    wrong = [cell for cell in cells if abs(cell.deviation) > 2]
+    assert not wrong, verdict(cells)
+
+
+def test_every_learner_has_a_published_number_at_every_size():
+    assert set(PUBLISHED) == {*METHODS, "logging", "online"}
+    assert all(set(column) == set(SIZES) for column in PUBLISHED.values())
+
+
+def test_known_cells_are_read_back_and_not_computed_again(tmp_path):
+    path, other = tmp_path / "cells.csv", replace(CELL, worlds=3, n=1000)
+    assert read_cells(path) == []
+    for cell in (CELL, other):
+        append_cell(path, cell)
+    assert read_cells(path) == [CELL, other]
+    assert compare(2, [500], ["is"], pytest.fail, read_cells(path)) == [CELL]
+
+
+def test_the_verdict_names_the_cells_that_are_off():
+    lines = verdict([CELL, replace(CELL, learner="dr", deviation=-2.5)]).splitlines()
+    assert lines[0].startswith("1 of 2 cells")
+    assert lines[1].startswith("dr ")
+    assert len(lines) == 2
