@@ -4,6 +4,7 @@ A learner is a frozen configuration: ``agents.DSO(tau=1.0).fit(log, generator=si
 ``save(path)`` writes and ``agents.load_policy(path)`` reads. ``fit_many`` learns from many logs as one batched problem.
 """
 
+from agents.clustering import EmbeddingClusters, KnownClusters, OutputClusters, PromptClustering, PromptClusters
 from agents.estimators.base import Estimator
 from agents.estimators.direct import DM
 from agents.estimators.kernel import KernelIS
@@ -37,6 +38,7 @@ from agents.learners.counterfactual import (
 )
 from agents.learners.dso import DSO
 from agents.learners.online import OnlinePG
+from agents.learners.potec import POTEC
 from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
 from agents.policies import (
     ConstantPolicy,
@@ -57,12 +59,14 @@ from agents.rewards import (
     SentenceRewards,
 )
 from agents.training import AssumptionWarning, TrainingWarning
+from agents.two_stage import SecondStage, TwoStagePolicy
 
 __all__ = [
     "CRM",
     "DM",
     "DSO",
     "IS",
+    "POTEC",
     "AssumptionWarning",
     "BallNeighbours",
     "BanditNet",
@@ -71,6 +75,7 @@ __all__ = [
     "Callback",
     "ConstantPolicy",
     "DoublyRobustPG",
+    "EmbeddingClusters",
     "EpsilonGreedyPolicy",
     "Estimator",
     "ExponentialSmoothingPG",
@@ -80,6 +85,7 @@ __all__ = [
     "Kernel",
     "KernelIS",
     "KernelNeighbours",
+    "KnownClusters",
     "KnownDensity",
     "Learner",
     "LogarithmicSmoothingPG",
@@ -94,15 +100,20 @@ __all__ = [
     "OfflinePolicyGradient",
     "OnlinePG",
     "OraclePolicy",
+    "OutputClusters",
     "PolicyConvolutionPG",
+    "PromptClustering",
+    "PromptClusters",
     "PromptRewardRegression",
     "PromptRewards",
     "RegressionPG",
+    "SecondStage",
     "SentenceRewardRegression",
     "SentenceRewards",
     "SoftmaxPolicy",
     "TrainingWarning",
     "TreeNeighbours",
+    "TwoStagePolicy",
     "UniformKernel",
     "UniformPolicy",
     "WeightedLogLikelihood",
