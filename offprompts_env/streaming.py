@@ -1,8 +1,8 @@
 """Logs that are larger than memory, read in windows of bounded size.
 
-A window is an ordinary :class:`offprompts_env.types.LoggedDataset`. For learning, the shards of each pass come in an
-order of their own and the rows of a window are shuffled, so that a log that was recorded in stages is still mixed to
-within a window.
+A window is an ordinary :class:`offprompts_env.types.LoggedDataset`. For learning, the shards come in an order of their
+own in each pass, so that the stages of a recording are mixed. Within a shard rows stay in order, as shuffling millions
+takes longer than reading them: draw batches at random from a window, which is what learners do.
 """
 
 from __future__ import annotations
@@ -109,20 +109,18 @@ class LogStream:
         A log of a single window is given as it was recorded.
 
         Args:
-            seed: names the order of shards and of the rows of each window; None is as recorded.
+            seed: names the order of the shards; None is as recorded.
 
         Raises:
             StorageError: a file is missing or damaged, when it is reached.
         """
         if len(self) == 0:
             return
-        numbers, rng = np.arange(len(self.manifest.shards)), None
+        numbers = np.arange(len(self.manifest.shards))
         if seed is not None and self.n_windows > 1:
-            rng = stream(seed, "windows")
-            rng.shuffle(numbers)
+            stream(seed, "windows").shuffle(numbers)
         shards = (self._columns(int(number)) for number in numbers)
-        for window in in_batches(shards, -(-len(self) // self.n_windows), self.prompts, self.metadata):
-            yield window if rng is None else window.take(rng.permutation(len(window)))
+        yield from in_batches(shards, -(-len(self) // self.n_windows), self.prompts, self.metadata)
 
     def head(self, rows: int) -> LoggedDataset:
         """Return the first `rows` rows as recorded, or all if there are fewer.
