@@ -50,12 +50,15 @@ class MLP:
         """
         if inputs.shape[1] != self.sizes[0]:
             raise DimensionError(f"network: expected inputs of dimension {self.sizes[0]}, got {inputs.shape[1]}")
-        return self.upper(inputs @ self.layers[0][:-1] + self.layers[0][-1])
+        hidden = inputs @ self.layers[0][:-1]
+        hidden += self.layers[0][-1]
+        return self.upper(hidden)
 
     def upper(self, hidden: FloatArray) -> FloatArray:
         """Return the outputs for `hidden` (..., h), what the first layer gives before its ReLU."""
         for layer in self.layers[1:]:
-            hidden = np.maximum(hidden, 0) @ layer[:-1] + layer[-1]
+            hidden = np.maximum(hidden, 0) @ layer[:-1]
+            hidden += layer[-1]
         return hidden
 
     def tensors(self, prefix: str = "") -> dict[str, FloatArray]:

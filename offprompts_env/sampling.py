@@ -28,7 +28,7 @@ def check_probabilities(probabilities: FloatArray, n: int, n_prompts: int) -> Fl
             f"probabilities: expected shape ({n}, {n_prompts}), got {probabilities.shape}; "
             "a policy returns one row a context and one column a prompt of the same catalogue"
         )
-    total = probabilities.sum(axis=1, dtype=np.float64)
+    total = probabilities.sum(axis=1)
     if np.isnan(total).any():
         raise NumericalError(f"probabilities: got NaN in row {int(np.argmax(np.isnan(total)))}; check the policy")
     wrong = (np.abs(total - 1) > 1e-3) | (probabilities.min(axis=1) < 0)
@@ -68,20 +68,22 @@ def check_policy(policy: Policy, prompts: PromptSet, place: str) -> None:
     check_catalogue("policy", getattr(policy, "catalogue", None), prompts)
 
 
-def row_parts(n: int, n_prompts: int) -> Iterator[slice]:
-    """Yield the rows of an (n, A) matrix in parts of at most :data:`MATRIX_AT_ONCE` numbers, or of one row."""
-    size = max(1, MATRIX_AT_ONCE // n_prompts)
+def row_parts(n: int, n_prompts: int, at_once: int = MATRIX_AT_ONCE) -> Iterator[slice]:
+    """Yield the rows of an (n, A) matrix in parts of at most `at_once` numbers, or of one row."""
+    size = max(1, at_once // n_prompts)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Contexts, FloatArray]]:
+def pmf_by_parts(
+    policy: Policy, contexts: Contexts, at_once: int = MATRIX_AT_ONCE
+) -> Iterator[tuple[slice, Contexts, FloatArray]]:
     """Yield rows, their contexts and their checked pmf (m, A), part by part so that the whole is never held.
 
     Raises:
         DataError: `policy` does not give distributions.
         NumericalError: it gives NaN.
     """
-    for rows in row_parts(len(contexts), policy.n_prompts):
+    for rows in row_parts(len(contexts), policy.n_prompts, at_once):
         part = contexts.take(rows)
         yield rows, part, check_probabilities(policy.probabilities(part), len(part), policy.n_prompts)
 

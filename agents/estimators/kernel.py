@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from agents.estimators.base import one_world, weighted_estimate
+from agents.estimators.base import clipped, constant_rewards, float64, noted, one_world, support, weighted_estimate
+from agents.estimators.look import (
+    RewardSource,
+    SentenceModel,
+    check_predictions,
+    draw_prompts,
+    fit_rewards,
+)
 from agents.kernels import (
     GaussianKernel,
     Kernel,
+    KnownDensity,
     LoggingDensity,
     MonteCarloDensity,
     blurred,
-    draw_actions,
     generate,
 )
+from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
+from agents.rewards import SentenceRewardRegression
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.rng import stream
 from offprompts_env.sampling import check_policy
 from offprompts_env.simulator import OutputModel
-from offprompts_env.types import Estimate, LoggedDataset, Policy
+from offprompts_env.types import Estimate, FloatArray, IntArray, LoggedDataset, Outputs, Policy
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class KernelIS:
     density: LoggingDensity = field(default_factory=MonteCarloDensity)
     n_samples: int = 16
     clip: float = 200.0
-    cloning: BehaviorCloning = field(default_factory=BehaviorCloning)
+    cloning: Learner = field(default_factory=BehaviorCloning)
 
     def __post_init__(self) -> None:
         GaussianKernel(self.tau)
@@ -66,35 +76,112 @@ class KernelIS:
     ) -> Estimate:
         """Estimate ``V(policy)``.
 
+        Args:
+            policy: over the log's prompts.
+            log: logged rounds.
+            generator: the frozen generator.
+            logging_policy: what recorded the log; where the density needs it and it is not given, it is cloned from the
+                log, and the warnings say so.
+            seed: of the simulated sentences, the density, the clone and reward models.
+
         Raises:
             ConfigError: no generator.
+            DataError: the policy does not give distributions, or the log is too small for its folds.
             DimensionError: policy, generator and log do not fit.
+            NumericalError: the policy, the generator or a reward model gives NaN.
         """
         check_policy(policy, log.prompts, "the log")
-        worlds = one_world(log, generator, logging_policy, seed)
-        kernel: Kernel = GaussianKernel(self.tau) if self.kernel is None else self.kernel
-        generators = worlds.require_generators("agents.KernelIS")
-        policies = worlds.logging_policies or tuple(self.cloning.fit_many([log], seeds=[seed]))
-        (density,) = self.density.fit_many(
-            [log], kernel=kernel, generators=generators, logging_policies=policies, seeds=[seed]
-        )
-        rows = np.arange(len(log))
-        similarity = np.zeros(len(log))
-        actions_rng, outputs_rng, blur_rng = (
-            stream(seed, "kernel IS", part) for part in ("actions", "outputs", "blur")
-        )
-        for _ in range(self.n_samples):
-            actions = draw_actions(policy, log.contexts, rows, actions_rng)
-            drawn = torch.from_numpy(generate(generators[0], log.contexts, rows, actions, outputs_rng))
-            noise = torch.from_numpy(blur_rng.standard_normal(tuple(drawn.shape), dtype=np.float32))
-            similarity += blurred(kernel, torch.from_numpy(log.output), drawn, noise).numpy()
-        ratio = similarity / self.n_samples / density
+        label, notes = f"agents.{type(self).__name__}", list[str]()
+        with noted(notes):
+            worlds = one_world(log, generator, logging_policy, seed)
+            generators = worlds.require_generators(label)
+            known = isinstance(self.density, KnownDensity)
+            policies = () if known else worlds.logging_policies_or_clones(label, self.cloning)
+            (density,) = self.density.fit_many(
+                [log], kernel=self._kernel(), generators=generators, logging_policies=policies, seeds=[seed]
+            )
+            models = self._models(log, seed)
+        drawn, average = draw_prompts(policy, log, self.n_samples, seed)
+        sentences = _sentences(generators[0], log, drawn, seed)
+        ratio = self._similarity(log, sentences, seed) / density
         weights = np.minimum(ratio, self.clip)
+        expected, predicted = _predictions(models, log, sentences)
+        diagnostics, unseen = support(average, log)
+        own, remarks = clipped(ratio, weights, self.clip)
         return weighted_estimate(
+            ratio,
             weights,
-            weights * log.reward,
-            self.clip,
-            int((ratio > self.clip).sum()),
+            float64(log.reward) - predicted,
+            expected,
             remedy="use a wider kernel or DM, or a policy closer to the logging policy",
             doubt="the density does not fit, the kernel is wide, or the policy gets sentences that were never logged",
+            notes=(*remarks, *unseen, *constant_rewards(log.reward), *notes),
+            diagnostics={**diagnostics, **own},
         )
+
+    def _kernel(self) -> Kernel:
+        return GaussianKernel(self.tau) if self.kernel is None else self.kernel
+
+    def _models(self, log: LoggedDataset, seed: int) -> Sequence[tuple[object, SentenceModel]]:
+        """Return reward models, where the method has any, and the rounds each is for."""
+        return ()
+
+    def _similarity(self, log: LoggedDataset, sentences: FloatArray, seed: int) -> FloatArray:
+        """Return ``E[K(s_i, s')]`` over prompts of the policy and their simulated `sentences` (n, m, d_o), (n,)."""
+        rng, kernel = stream(seed, "kernel IS", "blur"), self._kernel()
+        similarity: FloatArray = np.zeros(len(log))
+        logged = torch.from_numpy(log.output)
+        for sample in range(sentences.shape[1]):
+            noise = torch.from_numpy(rng.standard_normal(log.output.shape, dtype=np.float32))
+            similarity += blurred(kernel, logged, torch.from_numpy(sentences[:, sample]), noise).numpy()
+        similarity /= sentences.shape[1]
+        return similarity
+
+
+@dataclass(frozen=True)
+class KernelDR(KernelIS):
+    """Doubly robust in the space of sentences.
+
+    ``V̂ = mean_i [ E[r̂(x_i, q_i, s')] + w_i (r_i − r̂(x_i, q_i, s_i)) ]`` with the weights of :class:`KernelIS` and
+    a sentence-level reward model r̂; the expectation is over prompts of π and the generator's sentences. The kernel only
+    biases what the model leaves unexplained.
+
+    Attributes:
+        rewards: the regression behind r̂, or :class:`agents.FittedSentenceRewards`.
+        folds: K of the cross-fitting; None fits one model on the whole log.
+    """
+
+    rewards: RewardSource[SentenceModel] = field(default_factory=SentenceRewardRegression)
+    folds: int | None = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds is not None:
+            check_integer("folds", self.folds, 2)
+
+    def _models(self, log: LoggedDataset, seed: int) -> Sequence[tuple[object, SentenceModel]]:
+        return fit_rewards(self.rewards, log, self.folds, seed)
+
+
+def _sentences(generator: OutputModel, log: LoggedDataset, drawn: IntArray, seed: int) -> FloatArray:
+    """Return embeddings (n, m, d_o) of what `generator` answers to the prompts `drawn` (n, m)."""
+    rows = np.repeat(np.arange(len(log)), drawn.shape[1])
+    rng = stream(seed, "kernel IS", "outputs")
+    return generate(generator, log.contexts, rows, drawn.ravel(), rng).reshape(*drawn.shape, -1)
+
+
+def _predictions(
+    models: Sequence[tuple[object, SentenceModel]], log: LoggedDataset, sentences: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the mean prediction over simulated `sentences` (n, m, d_o), and that of the logged one, (n,) each."""
+    expected, predicted = np.zeros(len(log)), np.zeros(len(log))
+    everything, m = np.arange(len(log)), sentences.shape[1]
+    for where, model in models:
+        rows = everything[where]  # type: ignore[call-overload]
+        contexts = log.contexts.take(rows)
+        simulated = model(contexts.repeat(m), Outputs(sentences[rows].reshape(len(rows) * m, -1)))
+        expected[rows] = simulated.reshape(-1, m).mean(axis=1, dtype=np.float64)
+        predicted[rows] = model(contexts, Outputs(log.output[rows]))
+    for column in (expected, predicted):
+        check_predictions(column)
+    return expected, predicted

@@ -1,0 +1,265 @@
+"""One look at a policy: all that estimators need of its probabilities, from a single pass over them.
+
+A row of the pmf is made once and dropped; what stays is a few numbers a round and one a prompt. For 10,000 rounds and
+1,000 prompts the pmf of a network is most of the time of an estimate.
+
+Symbols: ``n`` rounds, ``A`` prompts, ``m`` draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from agents.clustering import PromptClusters
+from agents.kernels import draw_actions
+from agents.rewards import FittedRewards
+from offprompts_env.errors import ConfigError, DataError, NumericalError
+from offprompts_env.rng import integer_seed, stream
+from offprompts_env.sampling import pmf_by_parts
+from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs, Policy
+
+# Numbers of the pmf that are held at once: 1 MiB of float32 stays in the second-level cache from one step to the next.
+_AT_ONCE = 1 << 18
+
+
+class PromptModel(Protocol):
+    """A reward model of prompts, such as :class:`agents.PromptRewards`."""
+
+    def __call__(self, contexts: Contexts) -> FloatArray:
+        """Return predicted rewards of all prompts, (n, A)."""
+        ...
+
+    def chosen(self, contexts: Contexts, actions: IntArray) -> FloatArray:
+        """Return predicted rewards of `actions`, (n,)."""
+        ...
+
+
+class SentenceModel(Protocol):
+    """A reward model of sentences, such as :class:`agents.SentenceRewards`."""
+
+    def __call__(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return predicted rewards, (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedSentenceRewards:
+    """Sentence-level reward models that are already fitted, in place of a regression.
+
+    Attributes:
+        models: one a log, in the order of the logs.
+    """
+
+    models: tuple[SentenceModel, ...]
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[SentenceModel]:
+        """Return the models.
+
+        Raises:
+            ConfigError: not as many models as logs.
+        """
+        if len(self.models) != len(logs):
+            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
+        return list(self.models)
+
+
+Fitted = Sequence[tuple[Any, PromptModel]]
+"""Rows of a log, and the model that predicts their rewards; the rows are all of the log, each once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What a policy does in the rounds of a log.
+
+    Attributes:
+        chosen: ``π(a_i | x_i, q_i)`` of the logged prompt, or of its cluster where there are clusters, (n,).
+        average: ``mean_i π(a | x_i, q_i)``, (A,).
+        expected: ``Σ_a π(a | x_i, q_i) q̂(x_i, q_i, a)``, (n,); 0 without models.
+        predicted: ``q̂(x_i, q_i, a_i)``, (n,); 0 without models.
+    """
+
+    chosen: FloatArray
+    average: FloatArray
+    expected: FloatArray
+    predicted: FloatArray
+
+
+def look_at(
+    policy: Policy,
+    log: LoggedDataset,
+    models: Fitted = (),
+    *,
+    n_draws: int | None = None,
+    seed: int = 0,
+    clusters: PromptClusters | None = None,
+) -> Look:
+    """Look at `policy` in the rounds of `log`.
+
+    Args:
+        policy: over the log's prompts.
+        log: the rounds.
+        models: q̂, and the rounds they are for.
+        n_draws: the expectation over prompts is the mean of q̂ over that many, drawn from the policy by systematic
+            sampling; it is exact with None, and where there are no more prompts than that.
+        seed: of the draws, which are common to all policies.
+        clusters: look at the probability of the logged prompt's cluster.
+
+    Raises:
+        DataError: `policy` does not give distributions.
+        NumericalError: it gives NaN, or a model does.
+    """
+    n, exact = len(log), n_draws is None or log.n_prompts <= n_draws
+    chosen, expected, predicted = np.empty(n), np.zeros(n), np.zeros(n)
+    average = np.zeros(log.n_prompts)
+    offsets = stream(seed, "systematic sampling").random(n)
+    members = None if clusters is None else np.eye(clusters.n_clusters, dtype=np.float32)[:, clusters.labels]
+    for where, part, pmf, model in _parts(policy, log, models):
+        actions = log.action[where]
+        total = pmf.sum(axis=1)
+        average += (1 / total) @ pmf
+        own = np.arange(len(actions))
+        if clusters is None or members is None:
+            mass = pmf[own, actions]
+        else:
+            mass = np.einsum("na,na->n", pmf, members[clusters.labels[actions]])
+        chosen[where] = mass / total
+        if model is None:
+            continue
+        if exact:
+            rewards = model(part)
+            expected[where] = np.einsum("na,na->n", pmf, rewards) / total
+            predicted[where] = rewards[own, actions]
+        else:
+            asked = np.column_stack([systematic(pmf, offsets[where], n_draws or 1), actions])
+            rewards = model.chosen(part.repeat(asked.shape[1]), asked.ravel()).reshape(asked.shape)
+            expected[where] = rewards[:, :-1].mean(axis=1, dtype=np.float64)
+            predicted[where] = rewards[:, -1]
+    for column in (expected, predicted):
+        check_predictions(column)
+    return Look(chosen, average / n, expected, predicted)
+
+
+def _parts(
+    policy: Policy, log: LoggedDataset, models: Fitted
+) -> Iterator[tuple[IntArray, Contexts, FloatArray, PromptModel | None]]:
+    """Yield rows of the log, their contexts, their pmf and the model for them."""
+    everything = np.arange(len(log))
+    pieces: Sequence[tuple[Any, PromptModel | None]] = models or ((slice(None), None),)
+    for rows, model in pieces:
+        index = everything[rows]
+        for span, part, pmf in pmf_by_parts(policy, log.contexts.take(rows), _AT_ONCE):
+            yield index[span], part, pmf, model
+
+
+def check_predictions(predicted: FloatArray) -> None:
+    """Raise :class:`NumericalError` if a reward model predicted NaN or infinity, (n,)."""
+    if not np.isfinite(predicted).all():
+        row = int(np.argmin(np.isfinite(predicted)))
+        raise NumericalError(
+            f"reward model: expected finite predictions, got {predicted[row]} in row {row}; fit it again, with a lower "
+            "learning_rate if training diverged"
+        )
+
+
+def systematic(pmf: FloatArray, offsets: FloatArray, n_draws: int) -> IntArray:
+    """Draw prompts at evenly spaced points of the cumulative probability, (n, m): a mean over them is unbiased.
+
+    Prompt a appears ``⌊m π(a)⌋`` or ``⌈m π(a)⌉`` times, so little is left to chance where few prompts have most of the
+    probability.
+
+    Args:
+        pmf: (n, A), up to a factor of each row.
+        offsets: (n,) in [0, 1).
+        n_draws: ``m``.
+    """
+    # Two levels, blocks of prompts and prompts of a block: a running sum over all prompts is slow, one over the totals
+    # of blocks and over the few blocks that are hit is not.
+    n, n_prompts = pmf.shape
+    width = max(size for size in range(1, min(n_prompts, 64) + 1) if n_prompts % size == 0)
+    width = width if width >= 16 else n_prompts
+    blocks = pmf.reshape(-1, width)
+    points = (np.arange(n_draws) + offsets[:, None]) / n_draws
+    block, within = _invert((blocks @ np.ones(width, pmf.dtype)).reshape(n, -1), points)
+    hit = blocks[(block + np.arange(n)[:, None] * (n_prompts // width)).ravel()]
+    return block * width + _invert(hit, within.reshape(-1, 1))[0].reshape(n, -1)
+
+
+def _invert(masses: FloatArray, points: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Find where the running sum of `masses` (k, b) passes `points` (k, m), shares of each row's total.
+
+    Returns:
+        index of the mass that is hit, and what share of it lies before the point, (k, m) each.
+    """
+    cumulative = torch.cumsum(torch.from_numpy(masses), dim=1)
+    total = cumulative[:, -1:]
+    # Rounding must not carry a point past the last positive mass.
+    target = torch.minimum(
+        torch.from_numpy(points).to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total))
+    )
+    index = torch.searchsorted(cumulative, target, right=True)
+    own = torch.from_numpy(masses).gather(1, index)
+    share = (target - cumulative.gather(1, index) + own) / own
+    return index.numpy(), share.clamp_(0, 1).numpy()
+
+
+def draw_prompts(policy: Policy, log: LoggedDataset, n_draws: int, seed: int) -> tuple[IntArray, FloatArray]:
+    """Draw prompts of `policy` for every round of `log`.
+
+    A policy that can sample without its pmf does so, and how often it chooses each prompt is then that of the draws.
+
+    Returns:
+        prompts (n, m), and ``mean_i π(a | x_i, q_i)``, (A,).
+    """
+    n, rng = len(log), stream(seed, "simulated prompts")
+    if hasattr(policy, "sample"):
+        drawn = draw_actions(policy, log.contexts, np.repeat(np.arange(n), n_draws), rng)
+        return drawn.reshape(n, n_draws), np.bincount(drawn, minlength=log.n_prompts) / len(drawn)
+    offsets, drawn, average = rng.random(n), np.empty((n, n_draws), dtype=np.int64), np.zeros(log.n_prompts)
+    for rows, _, pmf in pmf_by_parts(policy, log.contexts, _AT_ONCE):
+        drawn[rows] = systematic(pmf, offsets[rows], n_draws)
+        average += (1 / pmf.sum(axis=1)) @ pmf
+    return drawn, average / n
+
+
+ModelT = TypeVar("ModelT", covariant=True)
+
+
+class RewardSource(Protocol[ModelT]):
+    """What gives a reward model for each log: a regression, or models that are already fitted."""
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> Sequence[ModelT]:
+        """Return one model a log."""
+        ...
+
+
+def fit_rewards(
+    rewards: RewardSource[ModelT], log: LoggedDataset, folds: int | None, seed: int
+) -> list[tuple[Any, ModelT]]:
+    """Fit the reward models of a log, and say which rounds each is for.
+
+    With K `folds` each round is predicted by a model that did not see it (cross-fitting; Chernozhukov et al., 2018), so
+    that the noise of a reward is not also in its prediction. Models that are already fitted stay as they are.
+
+    Raises:
+        DataError: fewer than two rounds a fold.
+    """
+    if folds is None or isinstance(rewards, FittedRewards | FittedSentenceRewards):
+        (model,) = rewards.fit_many([log], seeds=[seed])
+        return [(slice(None), model)]
+    n = len(log)
+    if n < 2 * folds:
+        raise DataError(
+            f"cross-fitting: expected at least {2 * folds} rounds, two a fold, got {n}; record more rounds, ask for "
+            "fewer folds, or pass a model that was fitted on another log as agents.FittedRewards((model,))"
+        )
+    parts = [np.sort(part) for part in np.array_split(stream(seed, "cross-fitting").permutation(n), folds)]
+    models = rewards.fit_many(
+        [log.take(np.delete(np.arange(n), part)) for part in parts],
+        seeds=[integer_seed(seed, "cross-fitting", fold) for fold in range(folds)],
+    )
+    return list(zip(parts, models, strict=True))
