@@ -59,6 +59,10 @@ from agents.rewards import (
     SentenceRewards,
 )
 from agents.training import AssumptionWarning, TrainingWarning
+from agents.tuning.crossvalidation import cross_validate, cross_validate_estimators
+from agents.tuning.record import Tuning
+from agents.tuning.selection import select_policy
+from agents.tuning.slope import slope
 from agents.two_stage import SecondStage, TwoStagePolicy
 
 __all__ = [
@@ -113,12 +117,17 @@ __all__ = [
     "SoftmaxPolicy",
     "TrainingWarning",
     "TreeNeighbours",
+    "Tuning",
     "TwoStagePolicy",
     "UniformKernel",
     "UniformPolicy",
     "WeightedLogLikelihood",
+    "cross_validate",
+    "cross_validate_estimators",
     "load_policy",
     "logging_policies",
     "logging_policy",
     "save_policy",
+    "select_policy",
+    "slope",
 ]
