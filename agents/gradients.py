@@ -191,6 +191,34 @@ def kernel_importance_sampling(
     return -(weight * reward * policy.log_probability(actions)).sum(-1)
 
 
+def kernel_doubly_robust(
+    policy: ActionDistribution,
+    actions: Tensor,
+    similarity: Tensor,
+    density: Tensor,
+    residual: Tensor,
+    predicted: Tensor,
+    clip: float,
+    ratio: Tensor | float = 1.0,
+) -> Tensor:
+    """DSO, hybrid: :func:`kernel_importance_sampling` of ``r − r̂(x, q, s)`` plus ``w = r̂(x, q, s')``.
+
+    Unbiased with any r̂ as far as :func:`kernel_importance_sampling` is.
+
+    Args:
+        policy: π.
+        actions: drawn from π, or from an earlier policy (W, B).
+        similarity: K(s, s') (W, B).
+        density: logging marginal density at s, smoothed by the same kernel (W, B).
+        residual: logged reward minus r̂ for the logged sentence (W, B).
+        predicted: r̂ for s' (W, B).
+        clip: upper bound of the weight.
+        ratio: π over the policy the actions were drawn from.
+    """
+    corrected = kernel_importance_sampling(policy, actions, similarity, density, residual, clip, ratio)
+    return corrected + online(policy, actions, predicted, ratio)
+
+
 def cloning(policy: ActionDistribution, actions: Tensor) -> Tensor:
     """Behaviour cloning: negative mean log-likelihood of the logged prompts (W, B)."""
     return -policy.log_probability(actions).mean(-1)

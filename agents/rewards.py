@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,15 +18,17 @@ import torch
 from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
-from agents.records import Record, recorded
+from agents.records import Record, Recordable, load_record, recorded, save_record
 from agents.streaming import HELD_OUT_ROWS, Window, training_windows
 from agents.training import (
     BLOCK,
+    Feed,
     Phase,
     Schedule,
     StackedLogs,
     check_hidden,
     check_seeds,
+    stack_draws,
     train,
     train_in_phases,
     warn_if_useless,
@@ -40,10 +44,34 @@ from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, 
 # Hidden units that are held at once when all prompts are predicted: 512 KiB of float32 stay in the second-level cache.
 _HIDDEN_AT_ONCE = 1 << 17
 
+_STEM = "rewards"
+
+
+class SavesModel:
+    """Gives a reward model its ``save``."""
+
+    def save(self: Recordable, path: str | Path) -> Path:
+        """Write this model into the directory `path`, which is made if need be; :func:`load_rewards` reads it.
+
+        Raises:
+            StorageError: the directory cannot be written.
+        """
+        return save_record(self.to_record(), path, what="reward model", stem=_STEM)
+
+
+def load_rewards(path: str | Path) -> Any:
+    """Read a reward model that its ``save`` wrote, with the same bits.
+
+    Raises:
+        ConfigError: not a known kind of reward model.
+        StorageError: not such a directory, damaged, or of a newer format version.
+    """
+    return load_record(path, what="reward model", stem=_STEM)
+
 
 @recorded("reward model")
 @dataclass(frozen=True, eq=False)
-class PromptRewards:
+class PromptRewards(SavesModel):
     """A fitted ``q̂(x, q, a)``; called with contexts it gives the scores of all prompts.
 
     Attributes:
@@ -105,8 +133,9 @@ class PromptRewards:
         return cls(MLP.from_tensors(record.tensors, "rewards."), record.tensors["embeddings"], **record.settings)
 
 
+@recorded("reward model")
 @dataclass(frozen=True, eq=False)
-class SentenceRewards:
+class SentenceRewards(SavesModel):
     """A fitted ``r̂(x, q, s)``.
 
     Attributes:
@@ -120,6 +149,15 @@ class SentenceRewards:
     def __call__(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
         """Return predicted rewards, (n,)."""
         return np.asarray(self.network(_side_by_side(contexts.context, contexts.query, outputs.embedding))[:, 0])
+
+    def to_record(self) -> Record:
+        """Return what it is made of."""
+        return Record("SentenceRewards", {"validation": dict(self.validation)}, self.network.tensors())
+
+    @classmethod
+    def from_record(cls, record: Record) -> SentenceRewards:
+        """Inverse of :meth:`to_record`."""
+        return cls(MLP.from_tensors(record.tensors), **record.settings)
 
 
 def _side_by_side(*columns: FloatArray) -> FloatArray:
@@ -164,6 +202,54 @@ class _Rounds:
         return [RegressionBatch(x, y) for x, y in zip(inputs, target, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class ContrastBatch:
+    """Inputs (W, 2 B, d + 1) of logged rounds, then of the same rounds with other prompts; targets (W, B, 1)."""
+
+    inputs: Tensor
+    target: Tensor
+
+
+def pessimistic_error(outputs: Tensor, batch: ContrastBatch, pessimism: float) -> Tensor:
+    """Return :func:`squared_error` plus `pessimism` times how far other prompts are predicted above logged ones, (W,).
+
+    The excess is ``mean_i q̂(x_i, q_i, a'_i) − q̂(x_i, q_i, a_i)``, a' uniform: what was never tried looks bad (released
+    code of arXiv 2504.02646; Kumar et al., "Conservative Q-Learning", 2020).
+    """
+    logged, others = outputs.chunk(2, dim=1)
+    return (logged - batch.target).square().mean((1, 2)) + pessimism * (others - logged).mean((1, 2))
+
+
+def pessimistic_error_gradient(outputs: Tensor, batch: ContrastBatch, pessimism: float) -> tuple[Tensor, Tensor]:
+    """Return :func:`pessimistic_error` and its derivative, by hand."""
+    logged, others = outputs.chunk(2, dim=1)
+    residual, excess = logged - batch.target, (others - logged).mean((1, 2))
+    share = pessimism / residual.shape[1]
+    slope = torch.cat([residual * (2 / residual.shape[1]) - share, torch.full_like(others, share)], dim=1)
+    return residual.square().mean((1, 2)) + pessimism * excess, slope
+
+
+class _Contrasts:
+    """Feed of logged rounds, each beside the same round with a uniform prompt."""
+
+    def __init__(
+        self, rounds: Feed[RegressionBatch], stack: StackedLogs, rngs: Sequence[np.random.Generator], batch_size: int
+    ) -> None:
+        self._rounds, self._stack, self._rngs, self._batch_size = rounds, stack, rngs, batch_size
+
+    def block(self, steps: int, network: StackedMLP) -> list[ContrastBatch]:
+        batches = self._rounds.block(steps, network)
+        shape, stack = (len(batches), self._batch_size), self._stack
+        prompts = stack_draws(lambda rng: rng.integers(stack.n_prompts, size=shape), self._rngs)
+        d = stack.inputs.shape[1] - 1
+        contrasts = []
+        for batch, drawn in zip(batches, prompts, strict=True):
+            own, embeddings = batch.inputs, stack.embeddings[stack.prompt_rows(drawn)]
+            others = torch.cat([own[..., :d], embeddings, own[..., -1:]], dim=-1)
+            contrasts.append(ContrastBatch(torch.cat([own, others], dim=1), batch.target))
+        return contrasts
+
+
 @dataclass(frozen=True)
 class _Regression:
     """What both regressions share.
@@ -192,6 +278,19 @@ class _Regression:
     def _schedule(self) -> Schedule:
         return Schedule(self.steps, self.batch_size, self.learning_rate)
 
+    def _phase(
+        self,
+        steps: int,
+        stack: StackedLogs,
+        inputs: Tensor,
+        parts: Sequence[Tensor],
+        seeds: Sequence[int],
+        label: str,
+    ) -> Phase[Any]:
+        """Return `steps` steps on `parts` of the rounds, with `inputs` (Σn, d + 1)."""
+        feed = _Rounds(stack, inputs, parts, world_streams(seeds, label, "batches"), self.batch_size)
+        return Phase(steps, feed, squared_error_gradient)
+
     def _fit(
         self, stack: StackedLogs, inputs: Tensor, seeds: Sequence[int], label: str
     ) -> list[tuple[MLP, dict[str, float]]]:
@@ -206,8 +305,8 @@ class _Regression:
         network = StackedMLP.initialise(
             (inputs.shape[1] - 1, *self.hidden, 1), world_streams(seeds, label, "initial weights")
         )
-        feed = _Rounds(stack, inputs, parts, world_streams(seeds, label, "batches"), self.batch_size)
-        train(network, feed, squared_error_gradient, self._schedule(), label=label)
+        phase = self._phase(self.steps, stack, inputs, parts, seeds, label)
+        train(network, phase.feed, phase.gradient, self._schedule(), label=label)
         fitted = []
         for mlp, part, rest in zip(network.unstack(), parts, held_out, strict=True):
             mean = float(stack.reward[part].mean())
@@ -221,13 +320,13 @@ class _Regression:
         kept, held_out = log.split(self.train_fraction, seed=integer_seed(seed, label, "split"))
         total, rounds = 0.0, 0
 
-        def phase(window: Window) -> Phase[RegressionBatch]:
+        def phase(window: Window) -> Phase[Any]:
             nonlocal total, rounds
             stack = StackedLogs([window.log])
             total, rounds = total + float(stack.reward.sum(dtype=torch.float64)), rounds + len(window.log)
-            rngs = world_streams([window.seed], label, "batches")
-            feed = _Rounds(stack, inputs(stack), [torch.arange(len(window.log))], rngs, self.batch_size)
-            return Phase(window.steps, feed, squared_error_gradient)
+            return self._phase(
+                window.steps, stack, inputs(stack), [torch.arange(len(window.log))], [window.seed], label
+            )
 
         n_inputs = inputs(StackedLogs([log.head(1)])).shape[1] - 1
         network = StackedMLP.initialise((n_inputs, *self.hidden, 1), world_streams([seed], label, "initial weights"))
@@ -263,8 +362,33 @@ class PromptRewardSource(Protocol):
 class PromptRewardRegression(_Regression):
     """Least squares on (x, q, e_a): ``min_θ Σ_i (r_i − q̂_θ(x_i, q_i, e_{a_i}))²``.
 
-    The settings are those of the base class: `hidden`, `steps`, `batch_size`, `learning_rate`, `train_fraction`.
+    The other settings are those of the base class: `hidden`, `steps`, `batch_size`, `learning_rate`, `train_fraction`.
+
+    Attributes:
+        pessimism: weight λ ≥ 0 of a penalty on what is predicted for uniform prompts beyond logged ones,
+            :func:`pessimistic_error`; 0.1 in the released code's pessimistic variant.
     """
+
+    pessimism: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("pessimism", self.pessimism, 0)
+
+    def _phase(
+        self,
+        steps: int,
+        stack: StackedLogs,
+        inputs: Tensor,
+        parts: Sequence[Tensor],
+        seeds: Sequence[int],
+        label: str,
+    ) -> Phase[Any]:
+        plain = super()._phase(steps, stack, inputs, parts, seeds, label)
+        if self.pessimism == 0:
+            return plain
+        feed = _Contrasts(plain.feed, stack, world_streams(seeds, label, "other prompts"), self.batch_size)
+        return Phase(steps, feed, partial(pessimistic_error_gradient, pessimism=self.pessimism))
 
     def fit(self, log: LoggedDataset, *, seed: int = 0) -> PromptRewards:
         """Fit one log.
@@ -327,6 +451,22 @@ class FittedRewards:
         return list(self.models)
 
 
+class SentenceModel(Protocol):
+    """A reward model of sentences, such as :class:`SentenceRewards`: ``r̂(x, q, s)``."""
+
+    def __call__(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
+        """Return predicted rewards, (n,)."""
+        ...
+
+
+class SentenceRewardSource(Protocol):
+    """What gives a sentence-level reward model for each log: a regression, or models that are already fitted."""
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> Sequence[SentenceModel]:
+        """Return one model a log."""
+        ...
+
+
 @dataclass(frozen=True)
 class SentenceRewardRegression(_Regression):
     """Least squares on (x, q, s): ``min_θ Σ_i (r_i − r̂_θ(x_i, q_i, s_i))²``, s the output's embedding.
@@ -341,7 +481,39 @@ class SentenceRewardRegression(_Regression):
     def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[SentenceRewards]:
         """Fit several logs as one batched problem, each with its own seed."""
         stack = StackedLogs(logs)
-        stack.require_outputs("agents.SentenceRewardRegression")
-        inputs = torch.cat([stack.inputs[:, :-1], stack.output, stack.inputs[:, -1:]], dim=1)
-        fitted = self._fit(stack, inputs, check_seeds(logs, seeds), "sentence-reward regression")
+        fitted = self._fit(stack, _with_outputs(stack), check_seeds(logs, seeds), "sentence-reward regression")
         return [SentenceRewards(network, validation) for network, validation in fitted]
+
+    def fit_stream(self, log: LogStream, *, seed: int = 0) -> FittedSentenceRewards:
+        """Fit a log that is larger than memory; see :meth:`PromptRewardRegression.fit_stream`."""
+        if log.n_windows <= 1:
+            return FittedSentenceRewards((self.fit(log.load(), seed=seed),))
+        network, validation = self._fit_stream(log, _with_outputs, seed, "sentence-reward regression")
+        return FittedSentenceRewards((SentenceRewards(network, validation),))
+
+
+def _with_outputs(stack: StackedLogs) -> Tensor:
+    """Return ``[x, q, s, 1]`` of the logged rounds, (Σn, d + 1)."""
+    stack.require_outputs("agents.SentenceRewardRegression")
+    return torch.cat([stack.inputs[:, :-1], stack.output, stack.inputs[:, -1:]], dim=1)
+
+
+@dataclass(frozen=True)
+class FittedSentenceRewards:
+    """Sentence-level reward models that are already fitted, in place of a regression.
+
+    Attributes:
+        models: one a log, in the order of the logs.
+    """
+
+    models: tuple[SentenceModel, ...]
+
+    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> Sequence[SentenceModel]:
+        """Return the models.
+
+        Raises:
+            ConfigError: not as many models as logs.
+        """
+        if len(self.models) != len(logs):
+            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
+        return list(self.models)

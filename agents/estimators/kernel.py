@@ -11,7 +11,6 @@ import torch
 from agents.estimators.base import clipped, constant_rewards, float64, noted, one_world, support, weighted_estimate
 from agents.estimators.look import (
     RewardSource,
-    SentenceModel,
     check_predictions,
     draw_prompts,
     fit_rewards,
@@ -27,7 +26,7 @@ from agents.kernels import (
 )
 from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
-from agents.rewards import SentenceRewardRegression
+from agents.rewards import SentenceModel, SentenceRewardRegression
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.rng import stream
 from offprompts_env.sampling import check_policy

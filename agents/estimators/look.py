@@ -17,11 +17,11 @@ import torch
 
 from agents.clustering import PromptClusters
 from agents.kernels import draw_actions
-from agents.rewards import FittedRewards
-from offprompts_env.errors import ConfigError, DataError, NumericalError
+from agents.rewards import FittedRewards, FittedSentenceRewards
+from offprompts_env.errors import DataError, NumericalError
 from offprompts_env.rng import integer_seed, stream
 from offprompts_env.sampling import pmf_by_parts
-from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Outputs, Policy
+from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
 # Numbers of the pmf that are held at once: 1 MiB of float32 stays in the second-level cache from one step to the next.
 _AT_ONCE = 1 << 18
@@ -37,35 +37,6 @@ class PromptModel(Protocol):
     def chosen(self, contexts: Contexts, actions: IntArray) -> FloatArray:
         """Return predicted rewards of `actions`, (n,)."""
         ...
-
-
-class SentenceModel(Protocol):
-    """A reward model of sentences, such as :class:`agents.SentenceRewards`."""
-
-    def __call__(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
-        """Return predicted rewards, (n,)."""
-        ...
-
-
-@dataclass(frozen=True)
-class FittedSentenceRewards:
-    """Sentence-level reward models that are already fitted, in place of a regression.
-
-    Attributes:
-        models: one a log, in the order of the logs.
-    """
-
-    models: tuple[SentenceModel, ...]
-
-    def fit_many(self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None) -> list[SentenceModel]:
-        """Return the models.
-
-        Raises:
-            ConfigError: not as many models as logs.
-        """
-        if len(self.models) != len(logs):
-            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
-        return list(self.models)
 
 
 Fitted = Sequence[tuple[Any, PromptModel]]

@@ -5,9 +5,12 @@ Defaults are those of the released code of Kiyohara, Cao, Saito, Joachims (RecSy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from agents import gradients
@@ -16,16 +19,49 @@ from agents.gradients import ActionDistribution
 from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred
 from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
 from agents.learners.cloning import BehaviorCloning
+from agents.networks import StackedMLP
+from agents.rewards import SentenceModel, SentenceRewards, SentenceRewardSource
 from agents.training import Feed, StackedLogs
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.simulator import GaussianOutputs
+from offprompts_env.types import Outputs
+
+
+class _SentencePredictions:
+    """r̂ of W worlds for the rounds of a batch, as tensors.
+
+    Args:
+        stack: the logs, whose contexts the batches are of.
+        models: one a log.
+    """
+
+    def __init__(self, stack: StackedLogs, models: Sequence[SentenceModel]) -> None:
+        self._stack, self._models = stack, models
+        perceptrons = [model.network for model in models if isinstance(model, SentenceRewards)]
+        alike = len(perceptrons) == len(models) and len({network.sizes for network in perceptrons}) == 1
+        # Perceptrons of one shape are evaluated as one; any other model world by world, outside PyTorch.
+        self._network = StackedMLP.of(perceptrons) if alike else None
+
+    def __call__(self, rows: Tensor, outputs: Tensor) -> Tensor:
+        """Return r̂ for sentences `outputs` (W, m, d_o) in the stacked `rows` (W, m), (W, m)."""
+        if self._network is not None:
+            own = self._stack.inputs[rows]
+            return self._network.forward(torch.cat([own[..., :-1], outputs, own[..., -1:]], dim=-1))[..., 0]
+        local = self._stack.local(list(rows))
+        worlds = zip(self._models, self._stack.logs, local, outputs, strict=True)
+        predicted = [
+            np.asarray(model(log.contexts.take(own), Outputs(sentences.numpy())), dtype=np.float32)
+            for model, log, own, sentences in worlds
+        ]
+        return torch.from_numpy(np.stack(predicted))
 
 
 @dataclass(frozen=True)
 class DSO(OfflinePolicyGradient):
     """Direct Sentence Off-policy gradient, :func:`agents.gradients.kernel_importance_sampling`.
 
-    Needs the generator. The logging policy is cloned from the log where it is not given.
+    Needs the generator. The logging policy is cloned from the log where it is not given. With a reward model of
+    sentences it is the hybrid, :func:`agents.gradients.kernel_doubly_robust`.
 
     A vector generator answers every step afresh. With a language model a sentence costs milliseconds and a call more,
     so two settings bound the cost. With `refresh` = k the prompts of k steps are drawn at once from the policy at the
@@ -42,6 +78,8 @@ class DSO(OfflinePolicyGradient):
         tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given.
         kernel: similarity of sentences; None is ``GaussianKernel(tau)``.
         density: estimate of the logging marginal density.
+        rewards: a regression on sentences, or :class:`agents.FittedSentenceRewards`, that leaves to the kernel only
+            what it does not explain; None weights whole rewards.
         clip: upper bound of the weight K / π₀.
         refresh: steps for which sentences are asked for at once, unless the generator is Gaussian.
         max_sentences: ask the generator for at most about this many sentences during the gradient steps, unless it is
@@ -52,6 +90,7 @@ class DSO(OfflinePolicyGradient):
     tau: float = 1.0
     kernel: Kernel | None = None
     density: LoggingDensity = field(default_factory=NetworkDensity)
+    rewards: SentenceRewardSource | None = None
     clip: float = 200.0
     refresh: int = 1
     max_sentences: int | None = None
@@ -78,13 +117,21 @@ class DSO(OfflinePolicyGradient):
             )
         )
 
+        predict = None
+        if self.rewards is not None:
+            predict = _SentencePredictions(stack, self.rewards.fit_many(stack.logs, seeds=worlds.seeds))
+
         def loss(policy: ActionDistribution, batch: SentenceBatch) -> Tensor:
             rows = batch.rows
             actions, sentences, ratio = batch.draw(policy)
             similarity = blurred(kernel, stack.output[rows], sentences, batch.blur)
-            return gradients.kernel_importance_sampling(
-                policy, actions, similarity, density[rows], stack.reward[rows], self.clip, ratio
-            )
+            reward, weights = stack.reward[rows], (similarity, density[rows])
+            if predict is None:
+                return gradients.kernel_importance_sampling(policy, actions, *weights, reward, self.clip, ratio)
+            both = predict(torch.cat([rows] * 2, dim=1), torch.cat([stack.output[rows], sentences], dim=1))
+            at_logged, at_drawn = both.chunk(2, dim=1)
+            residual = reward - at_logged
+            return gradients.kernel_doubly_robust(policy, actions, *weights, residual, at_drawn, self.clip, ratio)
 
         gaussian = [generator for generator in generators if isinstance(generator, GaussianOutputs)]
         feed: Feed[SentenceBatch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from torch import Tensor
 from agents import gradients
 from agents.gradients import ActionDistribution, invert
 from agents.kernels import DensityBatch, density_error, density_error_gradient
-from agents.rewards import RegressionBatch, squared_error, squared_error_gradient
+from agents.rewards import (
+    ContrastBatch,
+    RegressionBatch,
+    pessimistic_error,
+    pessimistic_error_gradient,
+    squared_error,
+    squared_error_gradient,
+)
 from agents.training import differentiate
 
 # Two contexts, three prompts, two sentences: everything below is exact.
@@ -184,6 +192,30 @@ def test_kernel_importance_sampling_expectation_is_the_policy_gradient(stale):
     torch.testing.assert_close(total, true_gradient())
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_kernel_doubly_robust_expectation_is_the_policy_gradient_with_any_model(stale):
+    density = torch.einsum("xa,xas->xs", LOGGING, P_SENTENCE)
+    proposal = torch.tensor(RNG.dirichlet([3, 3, 3], size=CONTEXTS)) if stale else POLICY
+    predicted = torch.tensor(RNG.normal(size=(CONTEXTS, SENTENCES)))  # r̂(x, s), any
+    total = torch.zeros_like(LOGITS)
+    for x, s, a, drawn in itertools.product(range(CONTEXTS), range(SENTENCES), range(PROMPTS), range(SENTENCES)):
+        chance = P_CONTEXT[x] * density[x, s] * proposal[x, a] * P_SENTENCE[x, a, drawn]
+        total -= chance * surrogate_gradient(
+            x,
+            lambda p, x=x, s=s, a=a, drawn=drawn: gradients.kernel_doubly_robust(
+                p,
+                cell(a),
+                cell(float(s == drawn)),
+                cell(density[x, s]),
+                cell(REWARD[x, s] - predicted[x, s]),
+                cell(predicted[x, drawn]),
+                clip=1e9,
+                ratio=cell(POLICY[x, a] / proposal[x, a]),
+            ),
+        )
+    torch.testing.assert_close(total, true_gradient())
+
+
 def test_cloning_expectation_is_the_difference_of_the_policies():
     total = torch.zeros_like(LOGITS)
     for x, a in itertools.product(range(CONTEXTS), range(PROMPTS)):
@@ -222,6 +254,16 @@ def test_inversion_covers_the_catalogue_exactly():
     drawn = invert(pmf, torch.arange(1000).view(1, 1000) / 1000)
     assert torch.bincount(drawn[0], minlength=6).tolist() == [0, 250, 0, 500, 250, 0]
     assert invert(pmf[:, :1], torch.tensor([[1 - 2**-24]])).item() == 4
+
+
+def test_pessimistic_gradient_by_hand_is_that_of_autograd():
+    outputs, batch = torch.randn(3, 14, 1), ContrastBatch(torch.empty(0), torch.randn(3, 7, 1))
+    surrogate, by_hand = (partial(f, pessimism=0.3) for f in (pessimistic_error, pessimistic_error_gradient))
+    for expected, found in zip(differentiate(surrogate)(outputs, batch), by_hand(outputs, batch), strict=True):
+        torch.testing.assert_close(found, expected)
+    plain = squared_error(outputs[:, :7], RegressionBatch(torch.empty(0), batch.target))
+    excess = (outputs[:, 7:] - outputs[:, :7]).mean((1, 2))
+    torch.testing.assert_close(pessimistic_error(outputs, batch, 0.3), plain + 0.3 * excess)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ QUICK = [
     ),
     QUICK_CLONING,
     agents.DoublyRobustPG(steps=SHORT, rewards=QUICK_REWARDS),
+    agents.DSO(
+        steps=SHORT,
+        density=QUICK_DENSITY,
+        cloning=QUICK_CLONING,
+        rewards=agents.SentenceRewardRegression(steps=SHORT),
+    ),
+    agents.RegressionPG(steps=SHORT, rewards=agents.PromptRewardRegression(steps=SHORT, pessimism=0.1)),
 ]
 
 
@@ -108,6 +115,12 @@ def test_learners_beat_the_logging_policy_in_an_easy_world(simulator, log):
         agents.ImportanceSamplingPG(steps=1_000, learning_rate=5e-3),
         agents.DoublyRobustPG(steps=1_000, learning_rate=5e-3, rewards=rewards),
         agents.DSO(steps=1_000, learning_rate=5e-3, density=agents.MonteCarloDensity(50)),
+        agents.DSO(
+            steps=1_000,
+            learning_rate=5e-3,
+            density=agents.MonteCarloDensity(50),
+            rewards=agents.SentenceRewardRegression(steps=3_000, learning_rate=3e-3),
+        ),
     ]
     for learner in learners:
         policy = learner.fit(log, generator=simulator.outputs, logging_policy=agents.UniformPolicy(12))
@@ -140,6 +153,30 @@ def test_doubly_robust_is_between_its_two_parts(log):
     for found, expected in pairs:
         for left, right in zip(weights(found), weights(expected), strict=True):
             np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_hybrid_dso_is_dso_under_a_model_that_says_nothing(simulator, log):
+    uniform = agents.UniformPolicy(12)
+    settings = {"steps": SHORT, "density": agents.MonteCarloDensity(5)}
+    silent = agents.FittedSentenceRewards((lambda contexts, outputs: np.zeros(len(contexts)),))
+    hybrid = agents.DSO(**settings, rewards=silent).fit(log, generator=simulator.outputs, logging_policy=uniform)
+    plain = agents.DSO(**settings).fit(log, generator=simulator.outputs, logging_policy=uniform)
+    for left, right in zip(weights(hybrid), weights(plain), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_hybrid_dso_takes_any_model_of_sentences(simulator, log):
+    """A perceptron is evaluated inside PyTorch, anything else outside: with the same policy, up to rounding."""
+    model = agents.SentenceRewardRegression(steps=SHORT).fit(log)
+    found = [
+        agents.DSO(
+            steps=SHORT, density=agents.MonteCarloDensity(5), rewards=agents.FittedSentenceRewards((rewards,))
+        ).fit(log, generator=simulator.outputs, logging_policy=agents.UniformPolicy(12))
+        for rewards in (model, lambda contexts, outputs: model(contexts, outputs))
+    ]
+    for left, right in zip(*map(weights, found), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-4)
 
 
 def test_cloning_recovers_the_logging_policy(simulator):
