@@ -5,6 +5,7 @@ A learner is a frozen configuration: ``agents.DSO(tau=1.0).fit(log, generator=si
 """
 
 from agents.clustering import EmbeddingClusters, KnownClusters, OutputClusters, PromptClustering, PromptClusters
+from agents.distillation import TwoStepRegression
 from agents.estimators.base import Estimator
 from agents.estimators.direct import DM
 from agents.estimators.kernel import KernelIS
@@ -53,10 +54,12 @@ from agents.policies import (
 from agents.recipes import logging_policies, logging_policy
 from agents.rewards import (
     FittedRewards,
+    FittedSentenceRewards,
     PromptRewardRegression,
     PromptRewards,
     SentenceRewardRegression,
     SentenceRewards,
+    load_rewards,
 )
 from agents.training import AssumptionWarning, TrainingWarning
 from agents.tuning.crossvalidation import cross_validate, cross_validate_estimators
@@ -84,6 +87,7 @@ __all__ = [
     "Estimator",
     "ExponentialSmoothingPG",
     "FittedRewards",
+    "FittedSentenceRewards",
     "GaussianKernel",
     "ImportanceSamplingPG",
     "Kernel",
@@ -119,12 +123,14 @@ __all__ = [
     "TreeNeighbours",
     "Tuning",
     "TwoStagePolicy",
+    "TwoStepRegression",
     "UniformKernel",
     "UniformPolicy",
     "WeightedLogLikelihood",
     "cross_validate",
     "cross_validate_estimators",
     "load_policy",
+    "load_rewards",
     "logging_policies",
     "logging_policy",
     "save_policy",
