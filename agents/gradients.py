@@ -224,6 +224,11 @@ def cloning(policy: ActionDistribution, actions: Tensor) -> Tensor:
     return -policy.log_probability(actions).mean(-1)
 
 
+def imitation(policy: ActionDistribution, target: Tensor) -> Tensor:
+    """Cross-entropy to the pmf `target` (W, B, A) of another policy, ``−mean Σ_a target(a) log π(a)``."""
+    return -(target * torch.log_softmax(policy.logits, -1)).sum(-1).mean(-1)
+
+
 # Below it a sum of squares counts as zero: far under anything that rounds of a log give.
 _TINY = 1e-30
 

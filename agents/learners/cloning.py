@@ -1,4 +1,4 @@
-"""Behaviour cloning: the logging policy, estimated from what it chose."""
+"""Behaviour cloning: off-line, the logging policy estimated from what it chose; on-line, a copy of a policy at hand."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agents import gradients
 from agents.feeds import Batch
 from agents.gradients import ActionDistribution
-from agents.learners.base import Callback, Objective, OfflinePolicyGradient, StreamedWorld, Worlds
+from agents.learners.base import Callback, Objective, OfflinePolicyGradient, PolicyGradient, StreamedWorld, Worlds
+from agents.networks import StackedMLP, homogeneous
 from agents.policies import NeuralPolicy
 from agents.streaming import HELD_OUT_ROWS
-from agents.training import world_streams
+from agents.training import BLOCK, check_seeds, check_simulators, world_streams
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError
+from offprompts_env.errors import ConfigError, DimensionError
 from offprompts_env.rng import integer_seed
-from offprompts_env.sampling import chosen_probabilities
-from offprompts_env.types import Contexts, IntArray
+from offprompts_env.sampling import (
+    MATRIX_AT_ONCE,
+    check_policy,
+    check_probabilities,
+    chosen_probabilities,
+    sample_actions,
+)
+from offprompts_env.simulator import Simulator
+from offprompts_env.types import Contexts, IntArray, Policy
 
 
 @dataclass(frozen=True)
@@ -102,3 +111,103 @@ class _Likeliest:
             if likelihood > self._likelihood[world]:
                 self._likelihood[world], self.policies[world], self._idle[world] = likelihood, policy, 0
         return min(self._idle) >= self._patience
+
+
+@dataclass(frozen=True)
+class OnlineCloning(PolicyGradient):
+    """A neural copy of a policy at hand, from fresh contexts of a simulator; no sentence is written, no reward paid.
+
+    It makes any policy one that saves, loads and is fast, whatever it is made of. It minimises the cross-entropy to the
+    policy's pmf, :func:`agents.gradients.imitation`, or, for policies that draw without making their pmf, an unbiased
+    estimate of that from one prompt a round, :func:`agents.gradients.cloning`.
+
+    Attributes:
+        draw: learn from drawn prompts rather than from the pmf.
+    """
+
+    draw: bool = False
+
+    label: ClassVar[str] = "online cloning"
+
+    def fit(
+        self, policy: Policy, simulator: Simulator, *, seed: int = 0, callback: Callback | None = None
+    ) -> NeuralPolicy:
+        """Clone `policy` on ``steps · batch_size`` contexts of `simulator`.
+
+        Raises:
+            DimensionError: the policy is over other prompts than the simulator's.
+            NumericalError: training diverged, or the policy gives NaN.
+        """
+        return self.fit_many([policy], [simulator], seeds=[seed], callback=callback)[0]
+
+    def fit_many(
+        self,
+        policies: Sequence[Policy],
+        simulators: Sequence[Simulator],
+        *,
+        seeds: Sequence[int] | None = None,
+        callback: Callback | None = None,
+    ) -> list[NeuralPolicy]:
+        """Clone a policy in each simulator as one batched problem."""
+        check_simulators(simulators)
+        if len(policies) != len(simulators):
+            raise ConfigError(f"policies: expected {len(simulators)}, one a simulator, got {len(policies)}")
+        for policy, simulator in zip(policies, simulators, strict=True):
+            check_policy(policy, simulator.prompts, "the simulator")
+        shapes = [(s.contexts.context_dim, s.contexts.query_dim, s.n_prompts) for s in simulators]
+        if len(set(shapes)) != 1:
+            raise DimensionError(f"simulators: expected the same d_x, d_q and number of prompts in all, got {shapes}")
+        chosen, (d_x, d_q, n_prompts) = check_seeds(simulators, seeds), shapes[0]
+        feed = _Demonstrations(policies, simulators, chosen, self)
+
+        def loss(policy: ActionDistribution, batch: _Demonstration) -> Tensor:
+            if self.draw:
+                return gradients.cloning(policy, batch.shown)
+            return gradients.imitation(policy, batch.shown)
+
+        catalogues = [simulator.prompts.fingerprint for simulator in simulators]
+        callbacks = () if callback is None else (callback,)
+        objective = Objective.of(feed, loss)
+        return self._optimise(d_x + d_q, catalogues, n_prompts, objective, chosen, self.label, callbacks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Demonstration:
+    """Inputs ``[x, q, 1]`` (W, B, d + 1), and what the policies do there: prompts (W, B), or pmfs (W, B, A)."""
+
+    inputs: Tensor
+    shown: Tensor
+
+
+class _Demonstrations:
+    """Feed of fresh contexts, with what the policies do in them."""
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        simulators: Sequence[Simulator],
+        seeds: Sequence[int],
+        config: OnlineCloning,
+    ) -> None:
+        self._policies, self._simulators, self._config = policies, simulators, config
+        self._contexts = world_streams(seeds, config.label, "contexts")
+        self._actions = world_streams(seeds, config.label, "actions")
+
+    def block(self, steps: int, network: StackedMLP) -> list[_Demonstration]:
+        """Return batches for at most `steps` steps."""
+        batch_size, draw = self._config.batch_size, self._config.draw
+        width = 1 if draw else self._simulators[0].n_prompts
+        steps = max(1, min(steps, BLOCK, MATRIX_AT_ONCE // (len(self._policies) * batch_size * width)))
+        inputs, shown = [], []
+        for policy, simulator, rng, actions in zip(
+            self._policies, self._simulators, self._contexts, self._actions, strict=True
+        ):
+            contexts = simulator.contexts.sample(steps * batch_size, rng)
+            inputs.append(homogeneous([contexts.context, contexts.query]))
+            if draw:
+                shown.append(sample_actions(policy, contexts, actions)[0])
+            else:
+                pmf = check_probabilities(policy.probabilities(contexts), len(contexts), width)
+                shown.append(np.asarray(pmf, dtype=np.float32))
+        columns = (torch.split(torch.from_numpy(np.stack(column)), batch_size, dim=1) for column in (inputs, shown))
+        return [_Demonstration(*batch) for batch in zip(*columns, strict=True)]

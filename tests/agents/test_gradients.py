@@ -223,6 +223,13 @@ def test_cloning_expectation_is_the_difference_of_the_policies():
     torch.testing.assert_close(total, P_CONTEXT[:, None] * (POLICY - LOGGING))
 
 
+def test_imitation_is_the_expectation_of_cloning():
+    for x in range(CONTEXTS):
+        found = surrogate_gradient(x, lambda p, x=x: gradients.imitation(p, LOGGING[x].view(1, 1, -1)))
+        torch.testing.assert_close(found[x], POLICY[x] - LOGGING[x])
+        assert (found[1 - x] == 0).all()
+
+
 def test_weights_are_clipped():
     args = (cell(1), cell(1e-6), cell(2.0))
     clipped = surrogate_gradient(0, lambda p: gradients.importance_sampling(p, *args, clip=200.0))

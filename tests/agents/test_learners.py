@@ -188,6 +188,29 @@ def test_cloning_recovers_the_logging_policy(simulator):
     assert gap < 0.15
 
 
+@pytest.mark.parametrize("draw", [False, True])
+def test_online_cloning_copies_a_policy(simulator, draw):
+    def scores(contexts: Contexts) -> np.ndarray:
+        return contexts.context[:, :1] * np.linspace(-2, 2, 12) + contexts.query[:, 1:2] * np.cos(np.arange(12))
+
+    policy = agents.SoftmaxPolicy(scores, 12)
+    learner = agents.OnlineCloning(steps=2_500, learning_rate=3e-3, draw=draw)
+    contexts = simulator.evaluation_contexts(500)
+    target = policy.probabilities(contexts)
+    gap = np.abs(learner.fit(policy, simulator).probabilities(contexts) - target).sum(1).mean() / 2
+    far = np.abs(learner.fit(agents.UniformPolicy(12), simulator).probabilities(contexts) - target).sum(1).mean() / 2
+    assert gap < 0.25 * far
+
+
+@pytest.mark.parametrize("draw", [False, True])
+def test_online_cloning_learns_the_same_alone_and_in_a_stack(draw):
+    simulators, _ = worlds(2)
+    policies = [agents.ConstantPolicy(3, 20), agents.UniformPolicy(20)]
+    learner = agents.OnlineCloning(steps=SHORT, draw=draw)
+    together = learner.fit_many(policies, simulators, seeds=[4, 5])
+    assert identical(learner.fit(policies[1], simulators[1], seed=5), together[1])
+
+
 def test_unknown_propensities_need_a_logging_policy(simulator, log):
     unknown = replace(log, propensity=np.full(len(log), np.nan))
     learner = agents.ImportanceSamplingPG(steps=SHORT)
@@ -341,6 +364,21 @@ def test_a_log_without_outputs_is_enough_for_prompts(log):
             ),
             DataError,
             "> 0",
+        ),
+        (lambda s, log: agents.OnlineCloning().fit(agents.UniformPolicy(5), s), DimensionError, "12 prompts"),
+        (lambda s, log: agents.OnlineCloning().fit(3, s), ConfigError, "int lacks n_prompts"),
+        (lambda s, log: agents.OnlineCloning().fit_many([], [s]), ConfigError, "policies: expected 1"),
+        (
+            lambda s, log: agents.OnlineCloning().fit(agents.UniformPolicy(12), PromptEnv(s)),
+            ConfigError,
+            "expected a Simulator",
+        ),
+        (
+            lambda s, log: agents.OnlineCloning().fit(
+                agents.SoftmaxPolicy(lambda contexts: np.full((len(contexts), 12), np.nan), 12), s
+            ),
+            NumericalError,
+            "check the policy",
         ),
         (
             lambda s, log: agents.OnlinePG().fit_many([s, SyntheticConfig(n_prompts=3).build()]),
