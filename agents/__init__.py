@@ -20,7 +20,7 @@ from agents.kernels import (
     UniformKernel,
 )
 from agents.learners.base import Callback, Learner, Objective, OfflineLearner, OfflinePolicyGradient
-from agents.learners.cloning import BehaviorCloning
+from agents.learners.cloning import BehaviorCloning, OnlineCloning
 from agents.learners.convolution import (
     BallNeighbours,
     KernelNeighbours,
@@ -106,6 +106,7 @@ __all__ = [
     "Objective",
     "OfflineLearner",
     "OfflinePolicyGradient",
+    "OnlineCloning",
     "OnlinePG",
     "OraclePolicy",
     "OutputClusters",
