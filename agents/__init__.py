@@ -7,9 +7,20 @@ A learner is a frozen configuration: ``agents.DSO(tau=1.0).fit(log, generator=si
 from agents.clustering import EmbeddingClusters, KnownClusters, OutputClusters, PromptClustering, PromptClusters
 from agents.distillation import TwoStepRegression
 from agents.estimators.base import Estimator
+from agents.estimators.clustered import MIPS, OffCEM
 from agents.estimators.direct import DM
-from agents.estimators.kernel import KernelIS
-from agents.estimators.weighting import IS
+from agents.estimators.doubly_robust import DR, SNDR, DRos, SubGaussianDR, SwitchDR
+from agents.estimators.kernel import KernelDR, KernelIS
+from agents.estimators.loggers import BalancedIS, NaiveIS, WeightedIS
+from agents.estimators.online import Online
+from agents.estimators.weighting import (
+    IS,
+    SNIPS,
+    BetaIPS,
+    ExponentialSmoothing,
+    LogarithmicSmoothing,
+    SubGaussianIS,
+)
 from agents.kernels import (
     GaussianKernel,
     Kernel,
@@ -71,41 +82,54 @@ from agents.two_stage import SecondStage, TwoStagePolicy
 __all__ = [
     "CRM",
     "DM",
+    "DR",
     "DSO",
     "IS",
+    "MIPS",
     "POTEC",
+    "SNDR",
+    "SNIPS",
     "AssumptionWarning",
+    "BalancedIS",
     "BallNeighbours",
     "BanditNet",
     "BehaviorCloning",
+    "BetaIPS",
     "BetaIPSPG",
     "Callback",
     "ConstantPolicy",
+    "DRos",
     "DoublyRobustPG",
     "EmbeddingClusters",
     "EpsilonGreedyPolicy",
     "Estimator",
+    "ExponentialSmoothing",
     "ExponentialSmoothingPG",
     "FittedRewards",
     "FittedSentenceRewards",
     "GaussianKernel",
     "ImportanceSamplingPG",
     "Kernel",
+    "KernelDR",
     "KernelIS",
     "KernelNeighbours",
     "KnownClusters",
     "KnownDensity",
     "Learner",
+    "LogarithmicSmoothing",
     "LogarithmicSmoothingPG",
     "LoggingDensity",
     "MonteCarloDensity",
+    "NaiveIS",
     "NearestNeighbours",
     "Neighbourhood",
     "NetworkDensity",
     "NeuralPolicy",
     "Objective",
+    "OffCEM",
     "OfflineLearner",
     "OfflinePolicyGradient",
+    "Online",
     "OnlineCloning",
     "OnlinePG",
     "OraclePolicy",
@@ -120,6 +144,9 @@ __all__ = [
     "SentenceRewardRegression",
     "SentenceRewards",
     "SoftmaxPolicy",
+    "SubGaussianDR",
+    "SubGaussianIS",
+    "SwitchDR",
     "TrainingWarning",
     "TreeNeighbours",
     "Tuning",
@@ -127,6 +154,7 @@ __all__ = [
     "TwoStepRegression",
     "UniformKernel",
     "UniformPolicy",
+    "WeightedIS",
     "WeightedLogLikelihood",
     "cross_validate",
     "cross_validate_estimators",

@@ -178,6 +178,7 @@ class Policy(Protocol):
 
     A policy that can draw without building the whole (n, A) matrix may also have a method
     ``sample(contexts, rng) -> (actions (n,), propensities (n,))``; see :func:`offprompts_env.sampling.sample_actions`.
+    Likewise ``chosen(contexts, actions) -> (n,)``; see :func:`offprompts_env.sampling.chosen_probabilities`.
     """
 
     @property
@@ -266,6 +267,8 @@ class Estimate:
         """
         columns = tuple(np.asarray(column, dtype=np.float64) for column in (baseline, numerator, denominator))
         b, u, v = columns
+        if len(v) == 0:
+            raise DataError("estimate: expected at least one round, got none")
         scale = v.mean() if v.mean() != 0 else np.nan
         rho = u.mean() / scale
         return cls.of_mean(b + rho + (u - rho * v) / scale, ratio=(b, u, v), **rest)

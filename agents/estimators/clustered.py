@@ -102,7 +102,7 @@ class MIPS:
 
 
 @dataclass(frozen=True)
-class OffCEM(ModelBased, MIPS):
+class OffCEM(MIPS, ModelBased):
     """Off-policy estimation with the conjunct effect model (Saito, Ren and Joachims, ICML 2023).
 
     ``V̂ = mean_i [ Σ_a π(a | x_i, q_i) q̂(x_i, q_i, a) + w(x_i, q_i, c(a_i)) (r_i − q̂(x_i, q_i, a_i)) ]``: weights stand

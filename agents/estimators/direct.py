@@ -19,9 +19,10 @@ class ModelBased:
 
     Attributes:
         rewards: the regression behind q̂, or :class:`agents.FittedRewards`.
-        n_draws: prompts that are drawn from the policy a round, to average q̂ over. The exact expectation, None, takes
-            one evaluation of q̂ for every round and prompt: twenty times the time of all the rest with 1,000 prompts,
-            for a standard error that is hardly smaller. It is taken anyway where there are no more prompts than this.
+        n_draws: prompts that are drawn from the policy a round, to average q̂ over; their chance is part of the standard
+            error. None takes the exact expectation, an evaluation of q̂ for every round and prompt: many times the time
+            of all the rest with 1,000 prompts, for a standard error that is hardly smaller. It is taken anyway where
+            there are no more than eight times as many prompts, since it is as fast then.
         folds: K of the cross-fitting, which predicts each round with a model fitted on others; None fits one model on
             the whole log. Models that are already fitted stay as they are.
     """
