@@ -246,10 +246,11 @@ def propose(network: StackedMLP, inputs: Tensor, drawn: Tensor) -> tuple[Tensor,
     Returns:
         prompts and their probabilities, (W, m) each.
     """
-    size = max(1, MATRIX_AT_ONCE // (network.worlds * network.sizes[-1]))
+    head = ActionDistribution if network.head is None else network.head
+    size = max(1, MATRIX_AT_ONCE // (network.worlds * getattr(head, "width", network.sizes[-1])))
     actions, proposal = [], []
     for part, uniform in zip(torch.split(inputs, size, dim=1), torch.split(drawn, size, dim=1), strict=True):
-        policy = ActionDistribution(network.forward(part))
+        policy = head(network.forward(part))
         actions.append(policy.sample(uniform))
         proposal.append(policy.probability(actions[-1]))
     return torch.cat(actions, dim=1), torch.cat(proposal, dim=1)

@@ -6,9 +6,10 @@ carry a last column of ones, so that a layer is one matrix product and so is its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,7 @@ class StackedMLP:
     Attributes:
         parameters: all weights, flat.
         gradient: gradient of the summed losses with respect to `parameters`, filled by :meth:`backward`.
+        head: what makes a policy's distribution of the outputs, where they are not its logits.
 
     Args:
         worlds: ``W``.
@@ -101,6 +103,7 @@ class StackedMLP:
             ]
             for flat in (self.parameters, self.gradient)
         )
+        self.head: Callable[[Tensor], Any] | None = None
         self._tape: list[Tensor] = []
 
     @classmethod

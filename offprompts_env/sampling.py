@@ -98,7 +98,13 @@ def pick(probabilities: FloatArray, actions: IntArray) -> FloatArray:
 
 
 def chosen_probabilities(policy: Policy, contexts: Contexts, actions: IntArray) -> FloatArray:
-    """Return ``π(a_i | x_i, q_i)`` of `actions` (n,) in `contexts`, (n,) float64; raises as :func:`pmf_by_parts`."""
+    """Return ``π(a_i | x_i, q_i)`` of `actions` (n,) in `contexts`, (n,) float64; raises as :func:`pmf_by_parts`.
+
+    A policy that can tell without the whole pmf has a method ``chosen(contexts, actions)``.
+    """
+    own = getattr(policy, "chosen", None)
+    if own is not None:
+        return np.asarray(own(contexts, actions), dtype=np.float64)
     found = np.empty(len(contexts))
     for rows, _, pmf in pmf_by_parts(policy, contexts):
         found[rows] = pick(pmf, actions[rows])
@@ -137,6 +143,8 @@ def sample_actions(policy: Policy, contexts: Contexts, rng: np.random.Generator)
     if own is not None:
         actions, propensities = own(contexts, rng)
         return check_actions(actions, policy.n_prompts, n), np.asarray(propensities, dtype=np.float64)
-    probabilities = check_probabilities(policy.probabilities(contexts), n, policy.n_prompts)
-    actions = inverse_cdf(probabilities, rng.random(n))
-    return actions, pick(probabilities, actions)
+    uniforms, actions, propensities = rng.random(n), np.empty(n, dtype=np.int64), np.empty(n)
+    for rows, _, pmf in pmf_by_parts(policy, contexts):
+        actions[rows] = inverse_cdf(pmf, uniforms[rows])
+        propensities[rows] = pick(pmf, actions[rows])
+    return actions, propensities

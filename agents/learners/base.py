@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agents.feeds import LoggedRounds
 from agents.gradients import ActionDistribution
+from agents.hierarchical import TreeHead, TreeSoftmax
 from agents.networks import StackedMLP
 from agents.policies import NeuralPolicy
 from agents.streaming import Window, once, settled, training_windows
@@ -103,10 +104,12 @@ class Objective(Generic[BatchT]):
     Attributes:
         feed: the batches.
         gradient: of the loss of a batch with respect to the policy's logits; see :data:`agents.training.Gradient`.
+        loss: ``(policy, batch)`` to one loss a world, (W,), where the gradient is made from it.
     """
 
     feed: Feed[BatchT]
     gradient: Gradient[BatchT]
+    loss: Callable[[ActionDistribution, BatchT], Tensor] | None = None
 
     @classmethod
     def of(cls, feed: Feed[BatchT], loss: Callable[[ActionDistribution, BatchT], Tensor]) -> Objective[BatchT]:
@@ -118,7 +121,24 @@ class Objective(Generic[BatchT]):
         def of_logits(logits: Tensor, batch: BatchT) -> Tensor:
             return loss(ActionDistribution(logits), batch)
 
-        return cls(feed, differentiate(of_logits))
+        return cls(feed, differentiate(of_logits), loss)
+
+    def phase(self, steps: int, head: TreeHead | None) -> Phase[BatchT]:
+        """Return `steps` of training a softmax over all prompts, or the policy that `head` makes of the outputs.
+
+        Raises:
+            ConfigError: the gradient is written by hand, for a softmax over all prompts.
+        """
+        loss = self.loss
+        if head is None:
+            return Phase(steps, self.feed, self.gradient)
+        if loss is None:
+            raise ConfigError("tree: this method's gradient is for a softmax over all prompts; learn with tree=None")
+
+        def of_outputs(outputs: Tensor, batch: BatchT) -> Tensor:
+            return loss(head(outputs), batch)
+
+        return Phase(steps, self.feed, differentiate(of_outputs))
 
 
 @dataclass(frozen=True)
@@ -154,7 +174,7 @@ class PolicyGradient:
         label: str,
         callbacks: Sequence[Callback],
     ) -> list[NeuralPolicy]:
-        phases = [Phase(self.steps, objective.feed, objective.gradient)]
+        phases = [objective.phase(self.steps, None)]
         return self._optimise_in_phases(n_inputs, catalogues, n_prompts, phases, seeds, label, callbacks)
 
     def _optimise_in_phases(
@@ -166,12 +186,17 @@ class PolicyGradient:
         seeds: Sequence[int],
         label: str,
         callbacks: Sequence[Callback],
+        head: TreeHead | None = None,
     ) -> list[NeuralPolicy]:
+        n_outputs = n_prompts if head is None else head.n_outputs
         network = StackedMLP.initialise(
-            (n_inputs, *self.hidden, n_prompts), world_streams(seeds, label, "initial weights")
+            (n_inputs, *self.hidden, n_outputs), world_streams(seeds, label, "initial weights")
         )
+        network.head = head
 
         def policies() -> list[NeuralPolicy]:
+            if head is not None:
+                return head.policies(network.unstack(), catalogues)
             return [NeuralPolicy(mlp, name) for mlp, name in zip(network.unstack(), catalogues, strict=True)]
 
         def on_step(step: int) -> bool:
@@ -414,8 +439,11 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
     A method is its configuration, its :attr:`label` and its :meth:`_objective`.
 
     Attributes:
+        tree: learn a policy in two levels, for large catalogues; None is one softmax over all prompts.
         label: what the method is called in messages, and in the names of its streams of random numbers.
     """
+
+    tree: TreeSoftmax | None = None
 
     label: ClassVar[str] = "offline policy gradient"
 
@@ -429,8 +457,11 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
     def _minimise(self, worlds: Worlds, objective: Objective[Any], callbacks: Sequence[Callback]) -> list[NeuralPolicy]:
         stack = worlds.stack
         catalogues = [log.prompts.fingerprint for log in stack.logs]
-        n_inputs = stack.inputs.shape[1] - 1
-        return self._optimise(n_inputs, catalogues, stack.n_prompts, objective, worlds.seeds, self.label, callbacks)
+        head = None if self.tree is None else self.tree.head([log.prompts.embeddings for log in stack.logs])
+        n_inputs, phases = stack.inputs.shape[1] - 1, [objective.phase(self.steps, head)]
+        return self._optimise_in_phases(
+            n_inputs, catalogues, stack.n_prompts, phases, worlds.seeds, self.label, callbacks, head
+        )
 
     def _rounds(self, worlds: Worlds, parts: Sequence[Tensor] | None = None) -> LoggedRounds:
         """Return the feed of logged rounds, of `parts` of each log only where given."""
@@ -442,11 +473,11 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
     def _minimise_stream(self, world: StreamedWorld, log: LogStream, callbacks: Sequence[Callback]) -> NeuralPolicy:
         """Minimise the objective of one window of `log`, which may be a part of the world's, after the other."""
         said: set[str] = set()
+        head = None if self.tree is None else self.tree.head([log.prompts.embeddings])
 
         def phase(window: Window) -> Phase[Any]:
             with once(said):
-                objective = self._objective(world.window(window))
-            return Phase(window.steps, objective.feed, objective.gradient)
+                return self._objective(world.window(window)).phase(window.steps, head)
 
         def phases() -> Iterator[Phase[Any]]:
             for window in training_windows(log, self._schedule(), world.seed):
@@ -455,6 +486,6 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
         first = log.head(1)
         n_inputs, catalogue = first.context.shape[1] + first.query.shape[1], log.prompts.fingerprint
         (policy,) = self._optimise_in_phases(
-            n_inputs, [catalogue], log.n_prompts, phases(), [world.seed], self.label, callbacks
+            n_inputs, [catalogue], log.n_prompts, phases(), [world.seed], self.label, callbacks, head
         )
         return policy
