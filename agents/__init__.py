@@ -13,6 +13,7 @@ from agents.estimators.doubly_robust import DR, SNDR, DRos, SubGaussianDR, Switc
 from agents.estimators.kernel import KernelDR, KernelIS
 from agents.estimators.loggers import BalancedIS, NaiveIS, WeightedIS
 from agents.estimators.online import Online
+from agents.estimators.sentence import SentenceDM
 from agents.estimators.weighting import (
     IS,
     SNIPS,
@@ -73,6 +74,7 @@ from agents.rewards import (
     load_rewards,
 )
 from agents.training import AssumptionWarning, TrainingWarning
+from agents.tuning.bandwidth import choose_tau
 from agents.tuning.crossvalidation import cross_validate, cross_validate_estimators
 from agents.tuning.record import Tuning
 from agents.tuning.selection import select_policy
@@ -141,6 +143,7 @@ __all__ = [
     "PromptRewards",
     "RegressionPG",
     "SecondStage",
+    "SentenceDM",
     "SentenceRewardRegression",
     "SentenceRewards",
     "SoftmaxPolicy",
@@ -156,6 +159,7 @@ __all__ = [
     "UniformPolicy",
     "WeightedIS",
     "WeightedLogLikelihood",
+    "choose_tau",
     "cross_validate",
     "cross_validate_estimators",
     "load_policy",

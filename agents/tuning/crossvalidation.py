@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,23 +68,9 @@ def cross_validate(
         DataError: fewer than two rounds a fold.
     """
     names, judge = names_of(learners), IS() if estimator is None else estimator
-    parts = split(len(log), folds, seed)
-    seen = replace(log, oracle=None)
-    training = [seen.take(np.setdiff1d(np.arange(len(log)), rows)) for rows in parts]
-    held_out = [seen.take(rows) for rows in parts]
-    pooled = []
-    for learner in learners:
-        policies = learner.fit_many(
-            training,
-            generators=None if generator is None else [generator] * folds,
-            logging_policies=None if logging_policy is None else [logging_policy] * folds,
-            seeds=[seed] * folds,
-        )
-        found = [
-            judge.estimate(policy, rest, generator=generator, logging_policy=logging_policy, seed=seed)
-            for policy, rest in zip(policies, held_out, strict=True)
-        ]
-        pooled.append(_pool(found, parts, len(log)))
+    pooled = held_out_estimates(
+        learners, log, lambda _: judge, folds=folds, generator=generator, logging_policy=logging_policy, seed=seed
+    )
     best = pooled[int(np.argmax([estimate.value for estimate in pooled]))]
     behind = [best.minus(estimate) for estimate in pooled]
     gaps, errors = (np.array(column) for column in zip(*((b.value, b.standard_error) for b in behind), strict=True))
@@ -100,6 +86,48 @@ def cross_validate(
         seed=seed,
         warnings=pooled[index].warnings,
     )
+
+
+def held_out_estimates(
+    learners: Sequence[Learner],
+    log: LoggedDataset,
+    judge: Callable[[LoggedDataset], Estimator],
+    *,
+    folds: int,
+    generator: OutputModel | None,
+    logging_policy: Policy | None,
+    seed: int,
+) -> list[Estimate]:
+    """Return for each learner the estimate whose term of a round is of a policy that was learned without this round.
+
+    Args:
+        learners: each is fitted on all folds but one, for every fold, as one batched problem.
+        log: logged rounds.
+        judge: gives, for the held-out rounds of a fold, the estimator of all policies on them.
+        folds: parts of the log.
+        generator: for learners and estimators that are defined with it.
+        logging_policy: for learners and estimators that are defined with it.
+        seed: of the folds, of training and of the estimates.
+    """
+    parts = split(len(log), folds, seed)
+    seen = replace(log, oracle=None)
+    training = [seen.take(np.setdiff1d(np.arange(len(log)), rows)) for rows in parts]
+    held_out = [seen.take(rows) for rows in parts]
+    judges = [judge(rest) for rest in held_out]
+    pooled = []
+    for learner in learners:
+        policies = learner.fit_many(
+            training,
+            generators=None if generator is None else [generator] * folds,
+            logging_policies=None if logging_policy is None else [logging_policy] * folds,
+            seeds=[seed] * folds,
+        )
+        found = [
+            own.estimate(policy, rest, generator=generator, logging_policy=logging_policy, seed=seed)
+            for own, policy, rest in zip(judges, policies, held_out, strict=True)
+        ]
+        pooled.append(_pool(found, parts, len(log)))
+    return pooled
 
 
 def _pool(found: Sequence[Estimate], parts: Sequence[IntArray], n: int) -> Estimate:
