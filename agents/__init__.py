@@ -14,6 +14,7 @@ from agents.estimators.kernel import KernelDR, KernelIS
 from agents.estimators.loggers import BalancedIS, NaiveIS, WeightedIS
 from agents.estimators.online import Online
 from agents.estimators.sentence import SentenceDM
+from agents.estimators.streaming import estimate_stream
 from agents.estimators.weighting import (
     IS,
     SNIPS,
@@ -22,6 +23,7 @@ from agents.estimators.weighting import (
     LogarithmicSmoothing,
     SubGaussianIS,
 )
+from agents.hierarchical import HierarchicalPolicy, TreeSoftmax
 from agents.kernels import (
     GaussianKernel,
     Kernel,
@@ -74,7 +76,7 @@ from agents.rewards import (
     load_rewards,
 )
 from agents.training import AssumptionWarning, TrainingWarning
-from agents.tuning.bandwidth import choose_tau
+from agents.tuning.bandwidth import TunedDSO, choose_tau
 from agents.tuning.crossvalidation import cross_validate, cross_validate_estimators
 from agents.tuning.record import Tuning
 from agents.tuning.selection import select_policy
@@ -110,6 +112,7 @@ __all__ = [
     "FittedRewards",
     "FittedSentenceRewards",
     "GaussianKernel",
+    "HierarchicalPolicy",
     "ImportanceSamplingPG",
     "Kernel",
     "KernelDR",
@@ -152,6 +155,8 @@ __all__ = [
     "SwitchDR",
     "TrainingWarning",
     "TreeNeighbours",
+    "TreeSoftmax",
+    "TunedDSO",
     "Tuning",
     "TwoStagePolicy",
     "TwoStepRegression",
@@ -162,6 +167,7 @@ __all__ = [
     "choose_tau",
     "cross_validate",
     "cross_validate_estimators",
+    "estimate_stream",
     "load_policy",
     "load_rewards",
     "logging_policies",

@@ -12,6 +12,7 @@ from offprompts_env.collecting import collect
 from offprompts_env.errors import OffPromptsError
 from offprompts_env.recording import RecordLoggedData, RecordVectorLoggedData
 from offprompts_env.simulator import Simulator
+from offprompts_env.streaming import LogStream
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, Estimate, LoggedDataset, Outputs, Policy, PromptSet
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Contexts",
     "Estimate",
+    "LogStream",
     "LoggedDataset",
     "OffPromptsError",
     "Outputs",
