@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import agents
-from agents.tuning.bandwidth import bandwidths, median_distance, with_tau
+from agents.tuning.bandwidth import bandwidths, median_distance, short, with_tau
 from agents.tuning.crossvalidation import split
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.types import LoggedDataset, Outputs
@@ -136,6 +136,54 @@ def test_the_grid_comes_from_the_log_and_a_missing_logging_policy_is_cloned(simu
     np.testing.assert_allclose(np.array(found.candidates[1:]) / found.candidates[:-1], 0.5, rtol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_tuned_dso_is_dso_with_the_chosen_bandwidth(simulator, log):
+    logs, inner = [log.take(slice(80)), log.take(slice(80, 200))], replace(QUICK, steps=40)
+    learner = agents.TunedDSO(inner, candidates=(0.5, 3.0), rewards=REWARDS)
+    arguments = {"generators": [simulator.outputs] * 2, "logging_policies": [UNIFORM] * 2}
+    together = learner.fit_many(logs, seeds=[4, 4], **arguments)
+    for own, policy in zip(logs, together, strict=True):
+        settings = {"generator": simulator.outputs, "logging_policy": UNIFORM, "seed": 4}
+        found = agents.choose_tau(own, learner=short(inner), candidates=learner.candidates, rewards=REWARDS, **settings)
+        expected = with_tau(inner, found.chosen).fit(own, **settings)
+        for left, right in zip(policy.network.layers, expected.network.layers, strict=True):
+            np.testing.assert_array_equal(left, right)
+    seen = []
+    callback = agents.Callback(20, lambda step, policies: seen.append(len(policies)))
+    learner.fit(logs[0], generator=simulator.outputs, logging_policy=UNIFORM, callback=callback)
+    assert seen == [1, 1]
+    assert isinstance(learner, agents.Learner)
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_worlds_with_different_bandwidths_share_no_callback(simulator, log, monkeypatch):
+    """Each world learns with its own bandwidth, in the order of the logs."""
+    chosen = iter([0.5, 3.0, 0.5] * 2)
+
+    class Found:
+        def __init__(self):
+            self.chosen = next(chosen)
+
+    monkeypatch.setattr("agents.tuning.bandwidth.choose_tau", lambda log, **rest: Found())
+    logs, learner = [log.take(slice(50 * i, 50 * i + 50)) for i in range(3)], agents.TunedDSO(QUICK)
+    arguments = {"generators": [simulator.outputs] * 3, "logging_policies": [UNIFORM] * 3}
+    policies = learner.fit_many(logs, **arguments)
+    for world, tau in enumerate([0.5, 3.0, 0.5]):
+        alone = with_tau(QUICK, tau).fit(logs[world], generator=simulator.outputs, logging_policy=UNIFORM, seed=world)
+        np.testing.assert_array_equal(alone.network.layers[-1], policies[world].network.layers[-1])
+    with pytest.raises(ConfigError, match="fit the logs one by one"):
+        learner.fit_many(logs, callback=agents.Callback(20, lambda step, policies: None), **arguments)
+
+
+def test_a_short_schedule_keeps_the_proportions():
+    found = short(agents.DSO(max_sentences=1_000))
+    assert (found.steps, found.learning_rate, found.max_sentences) == (1500, 2e-3, 75)
+    assert (found.density.steps, found.density.learning_rate) == (3000, 5e-4)
+    assert short(agents.DSO(steps=1, density=agents.MonteCarloDensity())) == agents.DSO(
+        steps=1, learning_rate=2e-3, density=agents.MonteCarloDensity()
+    )
+
+
 def test_ties_go_to_the_wider_kernel(simulator, log):
     flat = agents.FittedSentenceRewards((lambda contexts, outputs: np.zeros(len(contexts)),))
     found = agents.choose_tau(
@@ -176,6 +224,10 @@ def test_logs_that_cannot_be_judged(simulator, log):
         median_distance(silent, generator=Same(log), logging_policy=UNIFORM)
     with pytest.raises(ConfigError, match="bandwidth tau, got function"):
         with_tau(agents.DSO(kernel=lambda difference: difference), 1.0)
+    with pytest.raises(ConfigError, match="folds"):
+        agents.TunedDSO(folds=1)
+    with pytest.raises(ConfigError, match="pass generator="):
+        agents.TunedDSO().fit(log)
     with pytest.raises(ConfigError, match="n_samples"):
         agents.SentenceDM(n_samples=0)
     with pytest.raises(ConfigError, match="folds"):
