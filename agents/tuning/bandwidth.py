@@ -258,11 +258,12 @@ class TunedDSO(OfflineLearner[NeuralPolicy]):
         learned: dict[int, NeuralPolicy] = {}
         for tau in dict.fromkeys(taus):
             own = [world for world, found in enumerate(taus) if found == tau]
-            part = Worlds(
-                StackedLogs([logs[world] for world in own]),
-                tuple(generators[world] for world in own),
-                tuple(known[world] for world in own),
-                tuple(worlds.seeds[world] for world in own),
+            policies = with_tau(self.learner, tau).fit_many(
+                [logs[world] for world in own],
+                generators=[generators[world] for world in own],
+                logging_policies=[known[world] for world in own],
+                seeds=[worlds.seeds[world] for world in own],
+                callback=next(iter(callbacks), None),
             )
-            learned.update(zip(own, with_tau(self.learner, tau)._learn(part, callbacks), strict=True))
+            learned.update(zip(own, policies, strict=True))
         return [learned[world] for world in range(len(logs))]

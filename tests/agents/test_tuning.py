@@ -7,6 +7,7 @@ import pytest
 
 import agents
 import offprompts_env as op
+from agents.tuning.bandwidth import with_tau
 from agents.tuning.crossvalidation import split
 from agents.tuning.record import names_of
 from agents.tuning.slope import agreement, overlap
@@ -85,6 +86,26 @@ def test_slope_over_clips_finds_the_bias_of_a_low_one(simulator, log):
     assert "> IS(clip=100.0)" in text
     assert "half-width" in text
     assert text.count("> ") == 1
+
+
+def test_slope_over_bandwidths_refuses_the_one_that_sees_nothing(simulator, log):
+    """So wide a kernel gives every round the weight 1, hence every policy the mean reward."""
+    kernel = agents.GaussianKernel(output_noise=0.0)
+    base = agents.KernelIS(kernel=kernel, density=agents.MonteCarloDensity(60), n_samples=8)
+    candidates = [with_tau(base, tau) for tau in (0.3, 0.6, 1e3)]
+    arguments = {"generator": simulator.outputs, "logging_policy": UNIFORM}
+    _, best = extremes(simulator)
+    found = agents.slope(candidates, best, log, **arguments)
+    assert found.estimates[-1].value == pytest.approx(log.reward.mean(), rel=1e-3)
+    assert found.index == 1
+    truth = simulator.policy_value(best).value
+    assert abs(found.estimate.value - truth) < abs(found.estimates[-1].value - truth)
+
+
+def test_slope_of_constant_rewards_takes_any_that_agrees(log):
+    flat = replace(log, reward=np.full(len(log), 2.0))
+    found = agents.slope([agents.IS(), agents.SNIPS()], UNIFORM, flat)
+    assert found.estimate.value == pytest.approx(2.0, rel=1e-6)
 
 
 def test_slope_needs_intervals(log):
