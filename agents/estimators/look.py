@@ -8,19 +8,22 @@ Symbols: ``n`` rounds, ``A`` prompts, ``m`` draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.clustering import PromptClusters
 from agents.kernels import draw_actions
+from agents.policies import NeuralPolicy
 from agents.rewards import FittedRewards, FittedSentenceRewards
 from offprompts_env.errors import DataError, NumericalError
 from offprompts_env.rng import integer_seed, stream
-from offprompts_env.sampling import pmf_by_parts
+from offprompts_env.sampling import check_probabilities, chosen_probabilities, row_parts
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, Policy
 
 # An evaluation of a model for all prompts at once is this much cheaper than one for a prompt that was drawn.
@@ -86,47 +89,84 @@ def look_at(
         DataError: `policy` does not give distributions.
         NumericalError: it gives NaN, or a model does.
     """
-    n, exact = len(log), n_draws is None or log.n_prompts <= _CHEAPER * n_draws
+    exact = n_draws is None or log.n_prompts <= _CHEAPER * n_draws
+    if clusters is None and not (models and exact) and hasattr(policy, "sample") and hasattr(policy, "chosen"):
+        return _look_by_sampling(policy, log, models, n_draws or 1, seed)
+    n = len(log)
     chosen, expected, predicted = np.empty(n), np.zeros(n), np.zeros(n)
     average = np.zeros(log.n_prompts)
     offsets = stream(seed, "systematic sampling").random(n)
     members = None if clusters is None else np.eye(clusters.n_clusters, dtype=np.float32)[:, clusters.labels]
-    for where, part, pmf, model in _parts(policy, log, models):
+    for where, part, masses, total, model in _parts(policy, log, models):
         actions = log.action[where]
-        total = pmf.sum(axis=1)
-        average += (1 / total) @ pmf
+        average += (1 / total) @ masses
         own = np.arange(len(actions))
         if clusters is None or members is None:
-            mass = pmf[own, actions]
+            mass = masses[own, actions]
         else:
-            mass = np.einsum("na,na->n", pmf, members[clusters.labels[actions]])
+            mass = np.einsum("na,na->n", masses, members[clusters.labels[actions]])
         chosen[where] = mass / total
         if model is None:
             continue
         if exact:
             rewards = model(part)
-            expected[where] = np.einsum("na,na->n", pmf, rewards) / total
+            expected[where] = np.einsum("na,na->n", masses, rewards) / total
             predicted[where] = rewards[own, actions]
         else:
-            asked = np.column_stack([systematic(pmf, offsets[where], n_draws or 1), actions])
-            rewards = model.chosen(part.repeat(asked.shape[1]), asked.ravel()).reshape(asked.shape)
-            expected[where] = rewards[:, :-1].mean(axis=1, dtype=np.float64)
-            predicted[where] = rewards[:, -1]
+            drawn = systematic(masses, offsets[where], n_draws or 1)
+            expected[where], predicted[where] = _ask(model, part, drawn, actions)
     for column in (expected, predicted):
         check_predictions(column)
     return Look(chosen, average / n, expected, predicted)
 
 
+def _look_by_sampling(policy: Policy, log: LoggedDataset, models: Fitted, n_draws: int, seed: int) -> Look:
+    """Look at a policy that draws prompts and tells their probability without its pmf, as among very many prompts."""
+    expected, predicted = np.zeros(len(log)), np.zeros(len(log))
+    chosen = chosen_probabilities(policy, log.contexts, log.action)
+    drawn, average = draw_prompts(policy, log, n_draws, seed)
+    everything = np.arange(len(log))
+    for rows, model in models:
+        for span in row_parts(len(everything[rows]), n_draws + 1, _AT_ONCE // 8):
+            where = everything[rows][span]
+            expected[where], predicted[where] = _ask(model, log.contexts.take(where), drawn[where], log.action[where])
+    for column in (expected, predicted):
+        check_predictions(column)
+    return Look(chosen, average, expected, predicted)
+
+
+def _ask(model: PromptModel, contexts: Contexts, drawn: IntArray, actions: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the mean prediction for `drawn` prompts (n, m), and that for `actions` (n,), (n,) each."""
+    asked = np.column_stack([drawn, actions])
+    rewards = model.chosen(contexts.repeat(asked.shape[1]), asked.ravel()).reshape(asked.shape)
+    return rewards[:, :-1].mean(axis=1, dtype=np.float64), rewards[:, -1]
+
+
 def _parts(
     policy: Policy, log: LoggedDataset, models: Fitted
-) -> Iterator[tuple[IntArray, Contexts, FloatArray, PromptModel | None]]:
-    """Yield rows of the log, their contexts, their pmf and the model for them."""
+) -> Iterator[tuple[IntArray, Contexts, FloatArray, FloatArray, PromptModel | None]]:
+    """Yield rows of the log, their contexts, their pmf up to a factor, its total, and the model for them."""
     everything = np.arange(len(log))
     pieces: Sequence[tuple[Any, PromptModel | None]] = models or ((slice(None), None),)
     for rows, model in pieces:
-        index = everything[rows]
-        for span, part, pmf in pmf_by_parts(policy, log.contexts.take(rows), _AT_ONCE):
-            yield index[span], part, pmf, model
+        index, contexts = everything[rows], log.contexts.take(rows)
+        for span in row_parts(len(index), log.n_prompts, _AT_ONCE):
+            part = contexts.take(span)
+            yield index[span], part, *_masses(policy, part), model
+
+
+def _masses(policy: Policy, contexts: Contexts) -> tuple[FloatArray, FloatArray]:
+    """Return the pmf up to a factor (n, A), and the total of each row (n,)."""
+    if isinstance(policy, NeuralPolicy):
+        # What is a distribution by construction is not scaled and checked as one: that would be a tenth of the time.
+        masses = policy.logits(contexts)
+        masses -= masses.max(axis=1, keepdims=True)
+        np.exp(masses, out=masses)
+        total = masses.sum(axis=1)
+        if not np.isnan(total).any():
+            return masses, total
+    pmf = check_probabilities(policy.probabilities(contexts), len(contexts), policy.n_prompts)
+    return pmf, pmf.sum(axis=1)
 
 
 def check_predictions(predicted: FloatArray) -> None:
@@ -153,31 +193,29 @@ def systematic(pmf: FloatArray, offsets: FloatArray, n_draws: int) -> IntArray:
     # Two levels, blocks of prompts and prompts of a block: a running sum over all prompts is slow, one over the totals
     # of blocks and over the few blocks that are hit is not.
     n, n_prompts = pmf.shape
-    width = max(size for size in range(1, min(n_prompts, 64) + 1) if n_prompts % size == 0)
-    width = width if width >= 16 else n_prompts
+    balanced = math.isqrt(n_prompts // n_draws)
+    width = next((size for size in range(max(balanced, 8), 65) if n_prompts % size == 0), n_prompts)
     blocks = pmf.reshape(-1, width)
-    points = (np.arange(n_draws) + offsets[:, None]) / n_draws
-    block, within = _invert((blocks @ np.ones(width, pmf.dtype)).reshape(n, -1), points)
-    hit = blocks[(block + np.arange(n)[:, None] * (n_prompts // width)).ravel()]
-    return block * width + _invert(hit, within.reshape(-1, 1))[0].reshape(n, -1)
+    totals = torch.from_numpy((blocks @ np.ones(width, pmf.dtype)).reshape(n, -1))
+    shares = torch.from_numpy((np.arange(n_draws) + offsets[:, None]) / n_draws).to(totals.dtype)
+    index, target = _invert(totals, shares * totals.sum(dim=1, keepdim=True))
+    hit = torch.from_numpy(blocks)[(index + torch.arange(n)[:, None] * totals.shape[1]).flatten()]
+    within, _ = _invert(hit, target.reshape(-1, 1))
+    return (index * width + within.reshape(n, -1)).numpy()
 
 
-def _invert(masses: FloatArray, points: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Find where the running sum of `masses` (k, b) passes `points` (k, m), shares of each row's total.
+def _invert(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Find where the running sum of `masses` (k, b) passes `target` (k, m).
 
     Returns:
-        index of the mass that is hit, and what share of it lies before the point, (k, m) each.
+        index of the mass that is hit, and how much of it lies before the target, (k, m) each.
     """
-    cumulative = torch.cumsum(torch.from_numpy(masses), dim=1)
+    cumulative = torch.cumsum(masses, dim=1)
     total = cumulative[:, -1:]
-    # Rounding must not carry a point past the last positive mass.
-    target = torch.minimum(
-        torch.from_numpy(points).to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total))
-    )
+    # Rounding must not carry a target past the last positive mass.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     index = torch.searchsorted(cumulative, target, right=True)
-    own = torch.from_numpy(masses).gather(1, index)
-    share = (target - cumulative.gather(1, index) + own) / own
-    return index.numpy(), share.clamp_(0, 1).numpy()
+    return index, target - (cumulative.gather(1, index) - masses.gather(1, index))
 
 
 def draw_prompts(policy: Policy, log: LoggedDataset, n_draws: int, seed: int) -> tuple[IntArray, FloatArray]:
@@ -193,9 +231,9 @@ def draw_prompts(policy: Policy, log: LoggedDataset, n_draws: int, seed: int) ->
         drawn = draw_actions(policy, log.contexts, np.repeat(np.arange(n), n_draws), rng)
         return drawn.reshape(n, n_draws), np.bincount(drawn, minlength=log.n_prompts) / len(drawn)
     offsets, drawn, average = rng.random(n), np.empty((n, n_draws), dtype=np.int64), np.zeros(log.n_prompts)
-    for rows, _, pmf in pmf_by_parts(policy, log.contexts, _AT_ONCE):
-        drawn[rows] = systematic(pmf, offsets[rows], n_draws)
-        average += (1 / pmf.sum(axis=1)) @ pmf
+    for rows, _, masses, total, _ in _parts(policy, log, ()):
+        drawn[rows] = systematic(masses, offsets[rows], n_draws)
+        average += (1 / total) @ masses
     return drawn, average / n
 
 

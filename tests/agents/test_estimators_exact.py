@@ -11,6 +11,8 @@ import pytest
 import agents
 from agents.clustering import KnownClusters, PromptClusters
 from agents.estimators.look import draw_prompts, systematic
+from agents.networks import MLP
+from offprompts_env.errors import NumericalError
 from offprompts_env.types import PromptSet
 from tests.agents.tiny_bandit import (
     LOGGING,
@@ -282,3 +284,51 @@ def test_online_is_the_truth(simulator):
     played = agents.Online(simulator, n=20_000, played=True).estimate(policy, seed=1)
     assert abs(played.value - truth.value) < 4 * np.hypot(played.standard_error, truth.standard_error)
     assert len(played.terms) == 20_000
+
+
+class Drawing(Table):
+    """A policy that draws, and tells the probability of a prompt, without its pmf."""
+
+    def sample(self, contexts, rng):
+        pmf = self.table[contexts.context[:, 0].astype(int)]
+        actions = (pmf.cumsum(1) < rng.random(len(contexts))[:, None]).sum(1)
+        return actions, pmf[np.arange(len(actions)), actions]
+
+    def probabilities(self, contexts):
+        raise AssertionError("a pmf over very many prompts")
+
+    def chosen(self, contexts, actions):
+        return self.table[contexts.context[:, 0].astype(int), actions]
+
+
+def test_policies_that_draw_without_their_pmf_are_never_asked_for_it():
+    log = draw(3_000, np.random.default_rng(4), noise=0.3)
+    policy, drawing = Table(np.repeat(TARGET, 10, axis=1) / 10), Drawing(np.repeat(TARGET, 10, axis=1) / 10)
+    wide = replace(log, action=log.action * 10, propensity=log.propensity / 10, prompts=PromptSet(np.eye(40)))
+    rewards = agents.FittedRewards((Table(np.repeat(MODEL, 10, axis=1)),))
+    for estimator in (agents.IS(), agents.SNIPS(), agents.DM(rewards), agents.DR(rewards)):
+        found, expected = estimator.estimate(drawing, wide), estimator.estimate(policy, wide)
+        difference = found.minus(expected)
+        assert abs(difference.value) <= 4 * difference.standard_error + 1e-9
+        shares = [estimate.diagnostics["unsupported_share"] for estimate in (found, expected)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.05)
+
+
+def test_networks_give_what_their_pmf_gives(log):
+    rng = np.random.default_rng(0)
+    network = MLP(tuple(rng.normal(size=shape).astype(np.float32) for shape in ((11, 20), (21, 12))))
+    policy = agents.NeuralPolicy(network)
+
+    class Plain:
+        n_prompts = 12
+
+        def probabilities(self, contexts):
+            return policy.probabilities(contexts)
+
+    for estimator in (agents.IS(), agents.DM(agents.FittedRewards((agents.PromptRewardRegression(steps=9).fit(log),)))):
+        found, expected = (estimator.estimate(own, log) for own in (policy, Plain()))
+        assert found.terms == pytest.approx(expected.terms, rel=1e-4, abs=1e-6)
+        assert found.diagnostics["unsupported_share"] == expected.diagnostics["unsupported_share"]
+    broken = agents.NeuralPolicy(MLP((network.layers[0], network.layers[1] * np.nan)))
+    with pytest.raises(NumericalError, match="NaN"):
+        agents.IS().estimate(broken, log)
