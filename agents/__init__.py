@@ -52,9 +52,11 @@ from agents.learners.counterfactual import (
     WeightedLogLikelihood,
 )
 from agents.learners.dso import DSO
+from agents.learners.exact import ExactDSO, SentencePG
 from agents.learners.online import OnlinePG
 from agents.learners.potec import POTEC
 from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
+from agents.learners.sentence import SentenceDM, SentenceModels
 from agents.policies import (
     ConstantPolicy,
     EpsilonGreedyPolicy,
@@ -75,6 +77,8 @@ from agents.rewards import (
     SentenceRewards,
     load_rewards,
 )
+from agents.sentence_rewards import NetworkEnsemble, PolynomialRidge, SentenceRewardSearch
+from agents.sentences import SentenceRegression, SentenceScores
 from agents.training import AssumptionWarning, TrainingWarning
 from agents.tuning.bandwidth import TunedDSO, choose_tau
 from agents.tuning.crossvalidation import cross_validate, cross_validate_estimators
@@ -107,6 +111,7 @@ __all__ = [
     "EmbeddingClusters",
     "EpsilonGreedyPolicy",
     "Estimator",
+    "ExactDSO",
     "ExponentialSmoothing",
     "ExponentialSmoothingPG",
     "FittedRewards",
@@ -129,6 +134,7 @@ __all__ = [
     "NearestNeighbours",
     "Neighbourhood",
     "NetworkDensity",
+    "NetworkEnsemble",
     "NeuralPolicy",
     "Objective",
     "OffCEM",
@@ -140,6 +146,7 @@ __all__ = [
     "OraclePolicy",
     "OutputClusters",
     "PolicyConvolutionPG",
+    "PolynomialRidge",
     "PromptClustering",
     "PromptClusters",
     "PromptRewardRegression",
@@ -147,8 +154,13 @@ __all__ = [
     "RegressionPG",
     "SecondStage",
     "SentenceDM",
+    "SentenceModels",
+    "SentencePG",
+    "SentenceRegression",
     "SentenceRewardRegression",
+    "SentenceRewardSearch",
     "SentenceRewards",
+    "SentenceScores",
     "SoftmaxPolicy",
     "SubGaussianDR",
     "SubGaussianIS",

@@ -91,16 +91,19 @@ class Schedule:
         steps: gradient steps.
         batch_size: ``B``.
         learning_rate: of Adam; its other settings are PyTorch's defaults.
+        weight_decay: of AdamW: each step shrinks the parameters by ``learning_rate · weight_decay``.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1)
         check_integer("batch_size", self.batch_size, 1)
         check_number("learning_rate", self.learning_rate, 0, strict=True)
+        check_number("weight_decay", self.weight_decay, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,7 @@ def train_in_phases(
 
     A phase is asked for when the one before is done, and let go of before the next one is asked for.
     """
-    optimiser = Adam(network.parameters, network.gradient, schedule.learning_rate)
+    optimiser = Adam(network.parameters, network.gradient, schedule.learning_rate, schedule.weight_decay)
     curve: list[Tensor] = []
     done = 0
 
@@ -203,15 +206,19 @@ class Adam:
         parameters: what is moved.
         gradient: read at each step.
         learning_rate: step size.
+        weight_decay: decoupled from the gradient, as in AdamW (Loshchilov and Hutter, 2019).
     """
 
-    def __init__(self, parameters: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    def __init__(self, parameters: Tensor, gradient: Tensor, learning_rate: float, weight_decay: float = 0.0) -> None:
         self._parameters, self._gradient, self._learning_rate = [parameters], [gradient], learning_rate
+        self._shrink = 1 - learning_rate * weight_decay
         self._mean, self._square = [torch.zeros_like(parameters)], [torch.zeros_like(parameters)]
         self._steps = [torch.zeros(())]
 
     def step(self) -> None:
         """Move the parameters against the gradient."""
+        if self._shrink != 1:
+            self._parameters[0].mul_(self._shrink)
         adam(
             self._parameters,
             self._gradient,

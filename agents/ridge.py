@@ -1,0 +1,140 @@
+"""Ridge regression of the reward on polynomials of context and sentence, its penalty chosen by exact leave-one-out.
+
+Symbols: ``n`` rounds, ``m`` sentences a round, ``d_c = d_x + d_q``, ``d_o`` the output dimension, ``p`` features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from offprompts_env.config import check_integer
+from offprompts_env.types import FloatArray
+
+# Penalties tried, as multiples of the noise variance over the prior variance of a standardised coefficient.
+_PENALTIES = np.geomspace(1e-2, 1e6, 33)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeFit:
+    """Bayesian linear regression of t targets on standardised features.
+
+    With prior ``w ~ N(0, σ²/λ I)`` and noise σ², the posterior is ``N(w̄, σ² (FᵀF + λI)⁻¹)``; λ minimises the exact
+    leave-one-out error ``mean_i ((y_i − f_i·w̄) / (1 − h_ii))²``, h the leverages (Allen, 1974).
+
+    Attributes:
+        weights: w̄ (p, t), for raw features, the intercept apart.
+        intercept: (t,).
+        penalty: λ.
+        leave_one_out: predictions of each round by the others, (n, t).
+        noise: σ² of each target, the mean squared leave-one-out residual, (t,).
+        spread: square root of the posterior covariance over σ², ``(FᵀF + λI)^(−1/2)`` for raw features, (p, p).
+    """
+
+    weights: FloatArray
+    intercept: FloatArray
+    penalty: float
+    leave_one_out: FloatArray = field(repr=False)
+    noise: FloatArray
+    spread: FloatArray = field(repr=False)
+
+    def draws(self, count: int, rng: np.random.Generator) -> FloatArray:
+        """Return `count` posterior draws minus w̄, (count, p, t)."""
+        normals = rng.standard_normal((count, self.spread.shape[1], len(self.noise)))
+        return np.asarray(self.spread @ (normals * np.sqrt(self.noise)))
+
+
+def fit_ridge(features: FloatArray, targets: FloatArray) -> RidgeFit:
+    """Fit `targets` (n, t) on raw `features` (n, p), one penalty for all; see :class:`RidgeFit`."""
+    n = len(targets)
+    shift, scale = features.mean(axis=0), features.std(axis=0)
+    # A feature that never varies says nothing; its coefficient stays zero.
+    scale = np.where(scale > 1e-6 * (1 + np.abs(shift)), scale, np.inf)
+    standard = (features - shift) / scale
+    level = targets.mean(axis=0)
+    values, vectors = np.linalg.eigh(standard.T @ standard)
+    values = np.maximum(values, 0)
+    rotated = standard @ vectors
+    aligned = rotated.T @ (targets - level)
+    squared = np.square(rotated)
+    best = (np.inf, 0.0, targets)
+    for penalty in _PENALTIES.tolist():
+        shrunk = 1 / (values + penalty)
+        left = targets - level - rotated @ (shrunk[:, None] * aligned)
+        residual = left / np.maximum(1 - 1 / n - squared @ shrunk, 1e-3)[:, None]
+        error = float(np.mean(np.square(residual)))
+        if error < best[0]:
+            best = (error, penalty, residual)
+    _, penalty, residual = best
+    shrunk = 1 / (values + penalty)
+    weights = (vectors @ (shrunk[:, None] * aligned)) / scale[:, None]
+    return RidgeFit(
+        weights=weights,
+        intercept=level - shift @ weights,
+        penalty=penalty,
+        leave_one_out=targets - residual,
+        noise=np.mean(np.square(residual), axis=0),
+        spread=vectors * np.sqrt(shrunk) / scale[:, None],
+    )
+
+
+def interactions(context: FloatArray, sentence: FloatArray, degree: int) -> FloatArray:
+    """Return polynomial features (n, p) of `context` (n, d_c) and `sentence` (n, d_o).
+
+    Degree 1: both. Degree 2: also every product of a sentence component with a context component or with another
+    sentence component. Products of context components are left out: no prompt changes them.
+    """
+    check_integer("degree", degree, 1, 2)
+    columns = [context, sentence]
+    if degree == 2:
+        first, second = np.triu_indices(sentence.shape[1])
+        columns.append((context[:, :, None] * sentence[:, None, :]).reshape(len(context), -1))
+        columns.append(sentence[:, first] * sentence[:, second])
+    return np.concatenate(columns, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Polynomial:
+    """``b + u·c + v·s + cᵀ B s + sᵀ C s`` for context c and sentence s, R of them at once.
+
+    Attributes:
+        level: b, (R,).
+        context: u, (R, d_c).
+        sentence: v, (R, d_o).
+        cross: B, (R, d_c, d_o); zeros at degree 1.
+        square: C, (R, d_o, d_o), symmetric; zeros at degree 1.
+    """
+
+    level: FloatArray
+    context: FloatArray
+    sentence: FloatArray
+    cross: FloatArray
+    square: FloatArray
+
+    @classmethod
+    def of_weights(cls, level: float, weights: FloatArray, d_c: int, d_o: int, degree: int) -> Polynomial:
+        """Return the polynomials of coefficient vectors `weights` (R, p) of :func:`interactions`."""
+        count = len(weights)
+        u, v, rest = weights[:, :d_c], weights[:, d_c : d_c + d_o], weights[:, d_c + d_o :]
+        cross: FloatArray = np.zeros((count, d_c, d_o))
+        square: FloatArray = np.zeros((count, d_o, d_o))
+        if degree == 2:
+            cross = rest[:, : d_c * d_o].reshape(count, d_c, d_o)
+            first, second = np.triu_indices(d_o)
+            square[:, first, second] = rest[:, d_c * d_o :]
+            square = (square + square.transpose(0, 2, 1)) / 2
+        return cls(
+            np.full(count, level, dtype=np.float32),
+            *(part.astype(np.float32) for part in (u, v, cross, square)),
+        )
+
+    def __call__(self, context: FloatArray, sentences: FloatArray, member: int) -> FloatArray:
+        """Return the values (n, m) of one `member` for `context` (n, d_c) and `sentences` (n, m, d_o)."""
+        fixed = context @ self.context[member] + self.level[member]
+        slope = self.sentence[member] + context @ self.cross[member]
+        values: FloatArray = np.einsum("nmo,no->nm", sentences, slope)
+        values += fixed[:, None]
+        if self.square[member].any():
+            values += np.einsum("nmo,nmo->nm", sentences @ self.square[member], sentences)
+        return values
