@@ -56,7 +56,7 @@ from agents.learners.exact import ExactDSO, SentencePG
 from agents.learners.online import OnlinePG
 from agents.learners.potec import POTEC
 from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
-from agents.learners.sentence import SentenceDM, SentenceModels
+from agents.learners.sentence import SentenceGreedy, SentenceModels
 from agents.policies import (
     ConstantPolicy,
     EpsilonGreedyPolicy,
@@ -154,6 +154,7 @@ __all__ = [
     "RegressionPG",
     "SecondStage",
     "SentenceDM",
+    "SentenceGreedy",
     "SentenceModels",
     "SentencePG",
     "SentenceRegression",

@@ -130,7 +130,7 @@ class ExactDSO(_ExactPG):
 class SentencePG(_ExactPG):
     """The sentence-level direct method distilled into a network, by policy gradient over all prompts.
 
-    What :class:`agents.SentenceDM` chooses by enumeration the network chooses in one pass, and saves.
+    What :class:`agents.SentenceGreedy` chooses by enumeration the network chooses in one pass, and saves.
 
     Attributes:
         models: how r̂ and the prompts' sentences are made.

@@ -60,9 +60,9 @@ class SentenceModels:
 
     def fit_many(self, worlds: Worlds) -> list[SentenceScores]:
         """Return the scores of every world."""
-        worlds.stack.require_outputs("agents.SentenceDM")
+        worlds.stack.require_outputs("agents.SentenceGreedy")
         if self.budget:
-            worlds.require_generators("agents.SentenceDM with a budget")
+            worlds.require_generators("agents.SentenceGreedy with a budget")
         logs, seeds = worlds.stack.logs, worlds.seeds
         gaussian = worlds.generators is not None and all(isinstance(own, GaussianOutputs) for own in worlds.generators)
         fitted = []
@@ -126,7 +126,7 @@ def _thompson(scores: SentenceScores, log: LoggedDataset, rows: IntArray, rng: n
 
 
 @dataclass(frozen=True)
-class SentenceDM(OfflineLearner[EpsilonGreedyPolicy]):
+class SentenceGreedy(OfflineLearner[EpsilonGreedyPolicy]):
     """Sentence-level direct method by enumeration: the prompt whose mean sentence has the best predicted reward.
 
     Needs sentences in the log; no propensities, no logging policy, and a generator only if it is Gaussian or a budget
