@@ -28,8 +28,10 @@ from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, 
 
 # An evaluation of a model for all prompts at once is this much cheaper than one for a prompt that was drawn.
 _CHEAPER = 8
-# Numbers of the pmf that are held at once: 1 MiB of float32 stays in the second-level cache from one step to the next.
-_AT_ONCE = 1 << 18
+# Numbers of the pmf that are held at once: 4 MiB of float32 stay in the cache from one step to the next.
+_AT_ONCE = 1 << 20
+# Rounds and prompts that a model is asked for at once.
+_ASKED_AT_ONCE = 1 << 12
 
 
 class PromptModel(Protocol):
@@ -93,8 +95,10 @@ def look_at(
     if clusters is None and not (models and exact) and hasattr(policy, "sample") and hasattr(policy, "chosen"):
         return _look_by_sampling(policy, log, models, n_draws or 1, seed)
     n = len(log)
-    chosen, expected, predicted = np.empty(n), np.zeros(n), np.zeros(n)
-    average = np.zeros(log.n_prompts)
+    chosen = np.empty(n)
+    expected: FloatArray = np.zeros(n)
+    predicted: FloatArray = np.zeros(n)
+    average, drawn = np.zeros(log.n_prompts), np.empty((n, n_draws or 1), dtype=np.int64)
     offsets = stream(seed, "systematic sampling").random(n)
     members = None if clusters is None else np.eye(clusters.n_clusters, dtype=np.float32)[:, clusters.labels]
     for where, part, masses, total, model in _parts(policy, log, models):
@@ -113,8 +117,9 @@ def look_at(
             expected[where] = np.einsum("na,na->n", masses, rewards) / total
             predicted[where] = rewards[own, actions]
         else:
-            drawn = systematic(masses, offsets[where], n_draws or 1)
-            expected[where], predicted[where] = _ask(model, part, drawn, actions)
+            drawn[where] = systematic(masses, offsets[where], n_draws or 1)
+    if models and not exact:
+        expected, predicted = _predictions(models, log, drawn)
     for column in (expected, predicted):
         check_predictions(column)
     return Look(chosen, average / n, expected, predicted)
@@ -122,24 +127,25 @@ def look_at(
 
 def _look_by_sampling(policy: Policy, log: LoggedDataset, models: Fitted, n_draws: int, seed: int) -> Look:
     """Look at a policy that draws prompts and tells their probability without its pmf, as among very many prompts."""
-    expected, predicted = np.zeros(len(log)), np.zeros(len(log))
     chosen = chosen_probabilities(policy, log.contexts, log.action)
     drawn, average = draw_prompts(policy, log, n_draws, seed)
-    everything = np.arange(len(log))
-    for rows, model in models:
-        for span in row_parts(len(everything[rows]), n_draws + 1, _AT_ONCE // 8):
-            where = everything[rows][span]
-            expected[where], predicted[where] = _ask(model, log.contexts.take(where), drawn[where], log.action[where])
+    expected, predicted = _predictions(models, log, drawn)
     for column in (expected, predicted):
         check_predictions(column)
     return Look(chosen, average, expected, predicted)
 
 
-def _ask(model: PromptModel, contexts: Contexts, drawn: IntArray, actions: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return the mean prediction for `drawn` prompts (n, m), and that for `actions` (n,), (n,) each."""
-    asked = np.column_stack([drawn, actions])
-    rewards = model.chosen(contexts.repeat(asked.shape[1]), asked.ravel()).reshape(asked.shape)
-    return rewards[:, :-1].mean(axis=1, dtype=np.float64), rewards[:, -1]
+def _predictions(models: Fitted, log: LoggedDataset, drawn: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the mean prediction for `drawn` prompts (n, m), and that for the logged one, (n,) each."""
+    expected, predicted = np.zeros(len(log)), np.zeros(len(log))
+    asked, everything = np.column_stack([drawn, log.action]), np.arange(len(log))
+    for rows, model in models:
+        for span in row_parts(len(everything[rows]), asked.shape[1], _ASKED_AT_ONCE):
+            where = everything[rows][span]
+            contexts = log.contexts.take(where).repeat(asked.shape[1])
+            rewards = model.chosen(contexts, asked[where].ravel()).reshape(len(where), -1)
+            expected[where], predicted[where] = rewards[:, :-1].mean(axis=1, dtype=np.float64), rewards[:, -1]
+    return expected, predicted
 
 
 def _parts(

@@ -1,4 +1,4 @@
-"""Of 1,000 logs, how many intervals hold the value that the estimator is for? About a minute: ``make slow``."""
+"""Of 1,000 logs, how many intervals hold the value that the estimator is for? A minute or two: ``make slow``."""
 
 from __future__ import annotations
 
