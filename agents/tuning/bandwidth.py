@@ -17,13 +17,13 @@ from agents.learners.dso import DSO
 from agents.policies import NeuralPolicy
 from agents.rewards import FittedSentenceRewards, SentenceRewardRegression, SentenceRewardSource
 from agents.training import StackedLogs
-from agents.tuning.crossvalidation import held_out_estimates
+from agents.tuning.crossvalidation import held_out_estimates, one_standard_error
 from agents.tuning.record import Tuning, distinct
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.rng import stream
 from offprompts_env.simulator import OutputModel
-from offprompts_env.types import FloatArray, LoggedDataset, Policy
+from offprompts_env.types import LoggedDataset, Policy
 
 # Rounds whose sentences are compared to find the scale of distances.
 _COMPARED = 2_000
@@ -154,7 +154,8 @@ def choose_tau(
     so what one owes to its luck the other does not repay. Importance sampling on the held-out rounds would be unbiased,
     but with many prompts its noise is many times what there is to tell apart.
 
-    The grid is ``median distance · 2^-k``, k = 0 … 4; see :func:`median_distance`. Ties go to the wider kernel.
+    The grid is ``median distance · 2^-k``, k = 0 … 4; see :func:`median_distance`. The widest kernel wins whose
+    policies are behind the best ones by no more than the standard error of the paired difference.
 
     Args:
         log: logged rounds.
@@ -191,14 +192,9 @@ def choose_tau(
         logging_policy=policy,
         seed=seed,
     )
-    index = int(np.argmax([estimate.value for estimate in found]))
-    behind = [found[index].minus(estimate) for estimate in found]
-    columns: dict[str, FloatArray] = {
-        "behind best": np.array([gap.value for gap in behind]),
-        "s.e. of that": np.array([gap.standard_error for gap in behind]),
-    }
+    index, columns = one_standard_error(found)
     return Tuning(
-        method=f"{folds}-fold cross-validation of bandwidths by a reward model of held-out sentences",
+        method=f"{folds}-fold cross-validation of bandwidths by a reward model of sentences, one-standard-error rule",
         candidates=taus,
         names=tuple(f"tau={tau:g}" for tau in taus),
         estimates=tuple(found),

@@ -15,7 +15,7 @@ from offprompts_env.config import check_integer
 from offprompts_env.errors import DataError
 from offprompts_env.rng import stream
 from offprompts_env.simulator import OutputModel
-from offprompts_env.types import Estimate, IntArray, LoggedDataset, Policy
+from offprompts_env.types import Estimate, FloatArray, IntArray, LoggedDataset, Policy
 
 _LABEL = "cross-validation"
 
@@ -71,21 +71,29 @@ def cross_validate(
     pooled = held_out_estimates(
         learners, log, lambda _: judge, folds=folds, generator=generator, logging_policy=logging_policy, seed=seed
     )
-    best = pooled[int(np.argmax([estimate.value for estimate in pooled]))]
-    behind = [best.minus(estimate) for estimate in pooled]
-    gaps, errors = (np.array(column) for column in zip(*((b.value, b.standard_error) for b in behind), strict=True))
-    index = int(np.argmax(gaps <= errors))
+    index, columns = one_standard_error(pooled)
     return Tuning(
         method=f"{folds}-fold {_LABEL} of learners by {type(judge).__name__}, one-standard-error rule",
         candidates=tuple(learners),
         names=names,
         estimates=tuple(pooled),
-        columns={"behind best": gaps, "s.e. of that": errors},
+        columns=columns,
         index=index,
         rounds=len(log),
         seed=seed,
         warnings=pooled[index].warnings,
     )
+
+
+def one_standard_error(estimates: Sequence[Estimate]) -> tuple[int, dict[str, FloatArray]]:
+    """Return the first estimate behind the best by no more than the standard error of their paired difference.
+
+    Also how far each is behind, and that standard error, as columns of a table.
+    """
+    best = estimates[int(np.argmax([estimate.value for estimate in estimates]))]
+    behind = [best.minus(estimate) for estimate in estimates]
+    gaps, errors = (np.array(column) for column in zip(*((b.value, b.standard_error) for b in behind), strict=True))
+    return int(np.argmax(gaps <= errors)), {"behind best": gaps, "s.e. of that": errors}
 
 
 def held_out_estimates(
