@@ -57,12 +57,14 @@ from agents.learners.online import OnlinePG
 from agents.learners.potec import POTEC
 from agents.learners.prompt import DoublyRobustPG, ImportanceSamplingPG, RegressionPG
 from agents.learners.sentence import SentenceGreedy, SentenceModels
+from agents.learners.sentence_dr import SentenceDR
 from agents.policies import (
     ConstantPolicy,
     EpsilonGreedyPolicy,
     NeuralPolicy,
     OraclePolicy,
     SoftmaxPolicy,
+    TiltedPolicy,
     UniformPolicy,
     load_policy,
     save_policy,
@@ -154,6 +156,7 @@ __all__ = [
     "RegressionPG",
     "SecondStage",
     "SentenceDM",
+    "SentenceDR",
     "SentenceGreedy",
     "SentenceModels",
     "SentencePG",
@@ -166,6 +169,7 @@ __all__ = [
     "SubGaussianDR",
     "SubGaussianIS",
     "SwitchDR",
+    "TiltedPolicy",
     "TrainingWarning",
     "TreeNeighbours",
     "TreeSoftmax",

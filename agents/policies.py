@@ -222,6 +222,47 @@ class NeuralPolicy(Saves):
         return cls(MLP.from_tensors(record.tensors), **record.settings)
 
 
+@recorded("policy")
+@dataclass(frozen=True, eq=False)
+class TiltedPolicy(Saves):
+    """``π(a | x, q) ∝ exp(β · score(x, q, a) + f(x, q)_a)``: a scored policy, tilted by a network.
+
+    Attributes:
+        scores: a reward model or any function from contexts to scores (n, A).
+        beta: β, inverse temperature of the scores.
+        network: f, (d_x + d_q) → hidden → A.
+        catalogue: fingerprint of the prompts, where they are known.
+    """
+
+    scores: Scores
+    beta: float
+    network: MLP
+    catalogue: str | None = None
+
+    @property
+    def n_prompts(self) -> int:
+        """``A``."""
+        return self.network.sizes[-1]
+
+    def probabilities(self, contexts: Contexts) -> FloatArray:
+        """Return the pmf, (n, A)."""
+        tilt = self.network(np.concatenate([contexts.context, contexts.query], axis=1))
+        tilt += np.float32(self.beta) * self.scores(contexts)
+        return softmax(tilt)
+
+    def to_record(self) -> Record:
+        """Return what it is made of."""
+        scored = _with_scores("TiltedPolicy", self.scores, {"beta": self.beta}, self.n_prompts, self.catalogue)
+        return Record(scored.kind, scored.settings, {**scored.tensors, **self.network.tensors("tilt.")})
+
+    @classmethod
+    def from_record(cls, record: Record) -> TiltedPolicy:
+        """Inverse of :meth:`to_record`."""
+        scores = _scores_of(record.settings["scores"], record.tensors)
+        network = MLP.from_tensors(record.tensors, "tilt.")
+        return cls(scores, record.settings["beta"], network, record.settings["catalogue"])
+
+
 class OraclePolicy:
     """The prompt with the largest expected reward: the best there is, for comparison; it reads the truth.
 

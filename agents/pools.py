@@ -30,20 +30,27 @@ Gains = Callable[[int, IntArray], FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class GainBatch:
-    """Inputs ``[x, q, 1]`` (W, B, d + 1) and what each prompt would gain, G (W, B, A)."""
+    """A batch of logged rounds.
+
+    Attributes:
+        inputs: ``[x, q, 1]``, (W, B, d + 1).
+        gains: what each prompt would gain, G (W, B, A).
+        prior: logits that are added to the network's, (W, B, A), or 0.
+    """
 
     inputs: Tensor
     gains: Tensor
+    prior: Tensor | float = 0.0
 
 
 def expected_gain(outputs: Tensor, batch: GainBatch) -> Tensor:
     """Return ``−mean_i Σ_a π(a | x_i, q_i) G(i, a)`` of logits (W, B, A), (W,): no prompt is sampled."""
-    return -(torch.softmax(outputs, -1) * batch.gains).sum(-1).mean(-1)
+    return -(torch.softmax(outputs + batch.prior, -1) * batch.gains).sum(-1).mean(-1)
 
 
 def expected_gain_gradient(outputs: Tensor, batch: GainBatch) -> tuple[Tensor, Tensor]:
     """Return :func:`expected_gain` and its derivative ``−π(a) (G(a) − E_π[G]) / B`` by hand."""
-    pmf = torch.softmax(outputs, -1)
+    pmf = torch.softmax(outputs + batch.prior, -1)
     value = torch.linalg.vecdot(pmf, batch.gains)[..., None]
     slope = (value - batch.gains).mul_(pmf).div_(outputs.shape[1])
     return -value.mean((1, 2)), slope
@@ -58,13 +65,23 @@ class GainFeed:
         label: name of the streams.
         batch_size: ``B``.
         gains: makes rows of G.
+        prior: makes rows of logits that are added to the network's, or None.
     """
 
-    def __init__(self, stack: StackedLogs, seeds: Sequence[int], label: str, batch_size: int, gains: Gains) -> None:
-        self._stack, self._batch_size, self._gains = stack, batch_size, gains
+    def __init__(
+        self,
+        stack: StackedLogs,
+        seeds: Sequence[int],
+        label: str,
+        batch_size: int,
+        gains: Gains,
+        prior: Gains | None = None,
+    ) -> None:
+        self._stack, self._batch_size = stack, batch_size
+        self._makers = [gains] if prior is None else [gains, prior]
         self._batches, self._pools = (world_streams(seeds, label, name) for name in ("batches", "pools"))
         self._rows: list[IntArray] = [np.empty(0, dtype=np.int64)] * stack.worlds
-        self._matrix: list[Tensor] = [torch.empty(0)] * stack.worlds
+        self._matrices: list[list[Tensor]] = [[]] * stack.worlds
 
     def _fill(self) -> None:
         for world, size in enumerate(self._stack.sizes):
@@ -73,7 +90,7 @@ class GainFeed:
                 continue
             most = min(size, max(1, BLOCK * self._batch_size // _REUSE))
             self._rows[world] = np.arange(size) if whole else self._pools[world].choice(size, most, replace=False)
-            self._matrix[world] = torch.from_numpy(self._gains(world, self._rows[world]))
+            self._matrices[world] = [torch.from_numpy(make(world, self._rows[world])) for make in self._makers]
 
     def block(self, steps: int, network: StackedMLP) -> list[GainBatch]:
         """Return batches for at most `steps` steps."""
@@ -87,6 +104,12 @@ class GainFeed:
         inputs = self._stack.inputs[torch.stack(rows, 1)]
         index = torch.from_numpy(np.stack(drawn, 1))
         return [
-            GainBatch(x, torch.stack([own[i] for own, i in zip(self._matrix, step, strict=True)]))
+            GainBatch(
+                x,
+                *(
+                    torch.stack([own[part][chosen] for own, chosen in zip(self._matrices, step, strict=True)])
+                    for part in range(len(self._makers))
+                ),
+            )
             for x, step in zip(inputs, index, strict=True)
         ]

@@ -23,7 +23,7 @@ from agents.sentence_rewards import SentenceRewardEnsemble, predict, side_by_sid
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.simulator import GaussianOutputs
-from offprompts_env.types import Contexts, FloatArray, IntArray
+from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset
 
 # Numbers of an (n, A, d) block that are held at once: 8 MiB of float32.
 _BLOCK = 1 << 21
@@ -352,6 +352,13 @@ class SentenceScores:
     def __call__(self, contexts: Contexts) -> FloatArray:
         """Return scores of all prompts, (n, A)."""
         return self._by_parts(contexts, lambda inputs, means: predict(self.rewards, inputs, means, self.pessimism))
+
+    def logged(self, log: LoggedDataset) -> FloatArray:
+        """Return predicted rewards of the logged sentences themselves, (n,)."""
+        sentence = log.output
+        if isinstance(self.sentences, WithPrompts):
+            sentence = np.concatenate([sentence, self.sentences.embeddings[log.action]], axis=1)
+        return predict(self.rewards, side_by_side(log.contexts), sentence[:, None])[:, 0]
 
     def of_member(self, index: int, contexts: Contexts) -> FloatArray:
         """Return what one member of the reward model predicts, (n, A)."""

@@ -4,7 +4,6 @@
 
     ExactDSO        G = min(K̄(s_i, a) / π₀(s_i | x_i, q_i), clip) r_i
     SentencePG      G = r̂(x_i, q_i, E[s | q_i, a])
-    SentenceDR      G = r̂(x_i, q_i, E[s | q_i, a]) + mix · w(i, a) (r_i − r̂(x_i, q_i, s_i)),  w as in DSO, or of IS
 
 Kernel weights are those of :mod:`agents.closed_form`: the generator's noise is integrated out too, and nothing is asked
 of it while training. Where sentences are not Gaussian they are learned, see :class:`agents.SentenceRegression`.
@@ -48,19 +47,19 @@ def sentence_means(worlds: Worlds, regression: SentenceRegression | None) -> lis
 
 
 @dataclass(frozen=True)
-class _ExactPG(OfflinePolicyGradient):
+class ExactPG(OfflinePolicyGradient):
     """What these learners share: a shorter schedule, since a step without sampling is worth several with it."""
 
     steps: int = 5_000
     batch_size: int = 64
     learning_rate: float = 1e-3
 
-    def _exact(self, worlds: Worlds, gains: Gains) -> Objective[GainBatch]:
-        feed = GainFeed(worlds.stack, worlds.seeds, self.label, self.batch_size, gains)
+    def _exact(self, worlds: Worlds, gains: Gains, prior: Gains | None = None) -> Objective[GainBatch]:
+        feed = GainFeed(worlds.stack, worlds.seeds, self.label, self.batch_size, gains, prior)
         return Objective(feed, expected_gain_gradient)
 
 
-class _KernelWeights:
+class KernelWeights:
     """Kernel weights of every prompt for rows of a world's log."""
 
     def __init__(
@@ -75,6 +74,7 @@ class _KernelWeights:
         self._clip = clip
 
     def __call__(self, world: int, rows: IntArray) -> FloatArray:
+        """Return ``min(K̄(s_i, a) / π₀(s_i | x_i, q_i), clip)`` for `rows` (k,) of a world's log, (k, A)."""
         log, sentences = self._worlds.stack.logs[world], self._sentences[world]
         weights = np.empty((len(rows), log.n_prompts), dtype=np.float32)
         size = max(1, _MEANS_AT_ONCE // (log.n_prompts * sentences.output_dim))
@@ -88,7 +88,7 @@ class _KernelWeights:
 
 
 @dataclass(frozen=True)
-class ExactDSO(_ExactPG):
+class ExactDSO(ExactPG):
     """DSO with exact expectations over prompts and over the generator's noise, density included.
 
     Attributes:
@@ -116,7 +116,7 @@ class ExactDSO(_ExactPG):
     def _objective(self, worlds: Worlds) -> Objective[GainBatch]:
         policies = worlds.logging_policies_or_clones("agents.ExactDSO", self.cloning)
         kernel, sentences = GaussianKernel(self.tau, self.output_noise), sentence_means(worlds, self.sentences)
-        weights = _KernelWeights(worlds, kernel, sentences, policies, self.clip)
+        weights = KernelWeights(worlds, kernel, sentences, policies, self.clip)
 
         def gains(world: int, rows: IntArray) -> FloatArray:
             matrix = weights(world, rows)
@@ -127,7 +127,7 @@ class ExactDSO(_ExactPG):
 
 
 @dataclass(frozen=True)
-class SentencePG(_ExactPG):
+class SentencePG(ExactPG):
     """The sentence-level direct method distilled into a network, by policy gradient over all prompts.
 
     What :class:`agents.SentenceGreedy` chooses by enumeration the network chooses in one pass, and saves.

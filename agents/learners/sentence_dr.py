@@ -1,0 +1,213 @@
+"""The sentence-level direct method made doubly robust, as far as held-out rounds say that it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from agents.kernels import GaussianKernel
+from agents.learners.base import Callback, Worlds
+from agents.learners.cloning import BehaviorCloning
+from agents.learners.exact import ExactPG, KernelWeights
+from agents.learners.sentence import SentenceModels
+from agents.policies import NeuralPolicy, TiltedPolicy
+from agents.pools import Gains
+from agents.sentences import SentenceScores, WithPrompts
+from agents.training import StackedLogs, world_streams
+from offprompts_env.config import check_number
+from offprompts_env.errors import ConfigError, DataError, unknown_name
+from offprompts_env.sampling import pmf_by_parts
+from offprompts_env.types import FloatArray, IntArray, LoggedDataset
+
+Residual = Literal["kernel", "action"]
+
+Mix = tuple[float, float]
+"""Shares (λ, μ) of the model and of weighted residuals."""
+
+
+@dataclass(frozen=True)
+class SentenceDR(ExactPG):
+    """Doubly robust on sentences: the direct method, corrected by weighted residuals as far as the log says it pays.
+
+    A policy ``softmax(λ β r̂(x, q, E[s | q, a]) + f(x, q)_a)``, f a network, climbs
+
+        J(π) = mean_i Σ_a π(a | x_i, q_i) (λ r̂(x_i, q_i, E[s | q_i, a]) + μ w(i, a) (r_i − λ r̂(x_i, q_i, s_i)))
+
+    with ``w(i, a) = min(K̄(s_i, a) / π₀(s_i | x_i, q_i), clip)`` (kernel importance weights) or ``min(1{a = a_i} /
+    π₀(a_i), clip)`` (those of prompts, which see what a sentence's embedding hides). (λ, μ) = (1, 0) is the direct
+    method, (1, 1) doubly robust (Dudík, Langford, Li, 2011: unbiased without clip if either r̂ or the weights are
+    right), (0, 1) weights alone.
+
+    Residuals cost variance and a wrong r̂ misleads, so the mix is chosen on held-out rounds: each is tried on the others,
+    and the first wins whose doubly robust value there is within `tolerance` standard errors (of the paired difference)
+    of the best one's. Where r̂ predicts rewards no better than their mean does, it has no such benefit of the doubt and
+    the best wins. Then all rounds are learned from.
+
+    Attributes:
+        models: how r̂ and the prompts' sentences are made.
+        residual: which weights.
+        mixes: pairs (λ, μ) that are tried, those that are to win ties first.
+        tolerance: see above; 0 takes the best.
+        train_fraction: share of the rounds that the mixes are tried on; the others choose.
+        sharpness: β, in units of one over the standard deviation of a round's scores over prompts.
+        tau: bandwidth of the kernel.
+        output_noise: see :class:`agents.GaussianKernel`.
+        clip: upper bound of the weight.
+        cloning: how a missing logging policy is estimated, for kernel weights.
+    """
+
+    steps: int = 2_000
+    models: SentenceModels = field(default_factory=SentenceModels)
+    residual: Residual = "kernel"
+    mixes: tuple[Mix, ...] = ((1.0, 0.0), (1.0, 0.3), (1.0, 1.0), (0.0, 1.0))
+    tolerance: float = 1.0
+    train_fraction: float = 0.7
+    sharpness: float = 10.0
+    tau: float = 1.0
+    output_noise: float = 1.0
+    clip: float = 200.0
+    cloning: BehaviorCloning = field(default_factory=BehaviorCloning)
+
+    label: ClassVar[str] = "sentence DR"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GaussianKernel(self.tau, self.output_noise)
+        if self.residual not in get_args(Residual):
+            raise unknown_name("residual", self.residual, get_args(Residual))
+        if not self.mixes or any(len(mix) != 2 or min(mix) < 0 or max(mix) == 0 for mix in self.mixes):
+            raise ConfigError(
+                f"mixes: expected pairs of shares ≥ 0 of the model and of residuals, not both 0, got {self.mixes}; "
+                "((1, 0), (1, 1)) compares the direct method with the doubly robust one"
+            )
+        check_number("tolerance", self.tolerance, 0)
+        for name in ("clip", "sharpness", "train_fraction"):
+            check_number(name, getattr(self, name), 0, strict=True)
+        if self.train_fraction >= 1:
+            raise ConfigError(f"train_fraction: expected a share in (0, 1), got {self.train_fraction}")
+
+    def _learn(self, worlds: Worlds, callbacks: Sequence[Callback]) -> list[TiltedPolicy]:  # type: ignore[override]
+        if self.residual == "kernel":
+            policies = tuple(worlds.logging_policies_or_clones("agents.SentenceDR", self.cloning))
+            worlds = replace(worlds, logging_policies=policies)
+        else:
+            worlds.propensities("agents.SentenceDR")
+        chosen = [self.mixes[0]] * worlds.stack.worlds
+        if len(self.mixes) > 1:
+            names = world_streams(worlds.seeds, self.label, "split")
+            parts = worlds.stack.split(names, self.train_fraction)
+            if min(len(rows) for rows in parts[1]) < 2:
+                raise DataError(
+                    f"{self.label}: expected at least 2 held-out rounds to choose a mix by, got {len(parts[1][0])} of "
+                    f"{worlds.stack.sizes[0]}; record more rounds, or give one mix"
+                )
+            learn, judge = (_rows_of(worlds, rows) for rows in parts)
+            chosen = self._choose(learn, judge)
+        return self._tilted(worlds, [chosen], callbacks)[0]
+
+    def _choose(self, learn: Worlds, judge: Worlds) -> list[Mix]:
+        tried = self._tilted(learn, [[mix] * learn.stack.worlds for mix in self.mixes], ())
+        values = [self._held_out(judge, policies) for policies in tried]
+        chosen = []
+        for world in range(judge.stack.worlds):
+            own = [terms[world] for terms in values]
+            tolerance = self.tolerance if _predicts(tried[0][world]) else 0.0
+            best = max(own, key=lambda terms: float(terms.mean()))
+            for mix, terms in zip(self.mixes, own, strict=True):
+                lost = best - terms
+                if lost.mean() <= tolerance * lost.std(ddof=1) / np.sqrt(len(lost)):
+                    chosen.append(mix)
+                    break
+        return chosen
+
+    def _tilted(
+        self, worlds: Worlds, mixes: Sequence[Sequence[Mix]], callbacks: Sequence[Callback]
+    ) -> list[list[TiltedPolicy]]:
+        """Return one policy a world for each of `mixes`, which has one pair a world."""
+        scores, times, count = self.models.fit_many(worlds), len(mixes), worlds.stack.worlds
+        logs = worlds.stack.logs
+        sharp = [self._beta(own, log) for own, log in zip(scores, logs, strict=True)]
+        betas = [own[world][0] * sharp[world] for own in mixes for world in range(count)]
+        predicted = [own.logged(log) for own, log in zip(scores, logs, strict=True)]
+        weights = self._weights(worlds, scores)
+
+        def gains(index: int, rows: IntArray) -> FloatArray:
+            world, (model, residual) = index % count, mixes[index // count][index % count]
+            matrix = np.float32(model) * scores[world](logs[world].contexts.take(rows))
+            if residual:
+                left = logs[world].reward[rows] - np.float32(model) * predicted[world][rows]
+                matrix += weights(world, rows) * (np.float32(residual) * left)[:, None]
+            return matrix
+
+        def prior(index: int, rows: IntArray) -> FloatArray:
+            world = index % count
+            return scores[world](logs[world].contexts.take(rows)) * np.float32(betas[index])
+
+        stacked = Worlds(StackedLogs(logs * times), None, None, worlds.seeds * times)
+
+        def wrap(policies: Sequence[NeuralPolicy]) -> list[TiltedPolicy]:
+            return [
+                TiltedPolicy(scores[i % count], betas[i], policy.network, policy.catalogue)
+                for i, policy in enumerate(policies)
+            ]
+
+        watched = [_wrapped(callback, wrap) for callback in callbacks]
+        learned = wrap(self._minimise(stacked, self._exact(stacked, gains, prior), watched))
+        return [learned[start : start + count] for start in range(0, len(learned), count)]
+
+    def _beta(self, scores: SentenceScores, log: LoggedDataset) -> float:
+        probe = scores(log.contexts.take(slice(0, 100)))
+        spread = float(probe.std(axis=1).mean())
+        return self.sharpness / spread if spread > 0 else 0.0
+
+    def _weights(self, worlds: Worlds, scores: Sequence[SentenceScores]) -> Gains:
+        if self.residual == "kernel":
+            sentences = [
+                own.sentences.sentences if isinstance(own.sentences, WithPrompts) else own.sentences for own in scores
+            ]
+            kernel = GaussianKernel(self.tau, self.output_noise)
+            return KernelWeights(worlds, kernel, sentences, worlds.logging_policies or (), self.clip)
+        stack, propensity = worlds.stack, worlds.propensities("agents.SentenceDR").numpy()
+
+        def weights(world: int, rows: IntArray) -> FloatArray:
+            matrix = np.zeros((len(rows), stack.n_prompts), dtype=np.float32)
+            own = propensity[int(stack.offsets[world]) + rows]
+            matrix[np.arange(len(rows)), stack.logs[world].action[rows]] = np.minimum(1 / own, self.clip)
+            return matrix
+
+        return weights
+
+    def _held_out(self, worlds: Worlds, policies: Sequence[TiltedPolicy]) -> list[FloatArray]:
+        """Return the terms of the doubly robust value of each policy in its world."""
+        scores = [policy.scores for policy in policies if isinstance(policy.scores, SentenceScores)]
+        weights = self._weights(worlds, scores)
+        found: list[FloatArray] = []
+        for world, (log, policy, own) in enumerate(zip(worlds.stack.logs, policies, scores, strict=True)):
+            terms: FloatArray = np.empty(len(log))
+            residual = log.reward - own.logged(log)
+            for rows, contexts, pmf in pmf_by_parts(policy, log.contexts):
+                index = np.arange(rows.start, rows.stop)
+                terms[rows] = np.einsum("na,na->n", pmf, own(contexts), dtype=np.float64)
+                terms[rows] += np.einsum("na,na->n", pmf, weights(world, index), dtype=np.float64) * residual[rows]
+            found.append(terms)
+        return found
+
+
+def _predicts(policy: TiltedPolicy) -> bool:
+    """Return whether the reward model of `policy` explains a hundredth of the variance of held-out rewards."""
+    scores = policy.scores
+    found = scores.rewards.validation if isinstance(scores, SentenceScores) else {"error": 0.0, "baseline": 1.0}
+    return found["error"] < 0.99 * found["baseline"]
+
+
+def _rows_of(worlds: Worlds, rows: Sequence[Tensor]) -> Worlds:
+    logs = [log.take(own) for log, own in zip(worlds.stack.logs, worlds.stack.local(rows), strict=True)]
+    return replace(worlds, stack=StackedLogs(logs))
+
+
+def _wrapped(callback: Callback, wrap: Callable[[Sequence[NeuralPolicy]], list[Any]]) -> Callback:
+    return Callback(callback.every, lambda step, policies: callback.on_step(step, wrap(policies)))
