@@ -75,7 +75,8 @@ class DSO(OfflinePolicyGradient):
     learning_rate=1e-3, refresh=50`` 0.35; 20,000 with ``refresh=100`` and the other defaults 0.23.
 
     Attributes:
-        tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given.
+        tau: bandwidth of the Gaussian kernel; ignored where `kernel` is given. :class:`agents.TunedDSO` finds it in the
+            log.
         kernel: similarity of sentences; None is ``GaussianKernel(tau)``.
         density: estimate of the logging marginal density.
         rewards: a regression on sentences, or :class:`agents.FittedSentenceRewards`, that leaves to the kernel only
