@@ -42,10 +42,10 @@ class SentenceDR(ExactPG):
     method, (1, 1) doubly robust (Dudík, Langford, Li, 2011: unbiased without clip if either r̂ or the weights are
     right), (0, 1) weights alone.
 
-    Residuals cost variance and a wrong r̂ misleads, so the mix is chosen on held-out rounds: each is tried on the others,
-    and the first wins whose doubly robust value there is within `tolerance` standard errors (of the paired difference)
-    of the best one's. Where r̂ predicts rewards no better than their mean does, it has no such benefit of the doubt and
-    the best wins. Then all rounds are learned from.
+    Residuals cost variance and a wrong r̂ misleads, so the mix is chosen on held-out rounds: each is tried on the
+    others, and the first wins whose doubly robust value there is within `tolerance` standard errors (of the paired
+    difference) of the best one's. Where r̂ predicts rewards no better than their mean does, it has no such benefit of
+    the doubt and the best wins. Then all rounds are learned from.
 
     Attributes:
         models: how r̂ and the prompts' sentences are made.
