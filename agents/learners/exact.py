@@ -91,6 +91,10 @@ class KernelWeights:
 class ExactDSO(ExactPG):
     """DSO with exact expectations over prompts and over the generator's noise, density included.
 
+    The exact density of a narrow kernel gives more variable weights than the published network, which smooths, so the
+    default bandwidth is twice the published one. On ``paper_code`` (optimality, mean of worlds 0 to 2): 500 rounds .33
+    at τ = 2 and .22 at τ = 1; 8,000 rounds .57 and .53; a tenth of the time of :class:`agents.DSO`.
+
     Attributes:
         tau: bandwidth of the Gaussian kernel.
         output_noise: noise added to both sentences, see :class:`agents.GaussianKernel`; integrated out, so that it only
@@ -100,7 +104,8 @@ class ExactDSO(ExactPG):
         cloning: how a missing logging policy is estimated.
     """
 
-    tau: float = 1.0
+    steps: int = 2_000
+    tau: float = 2.0
     output_noise: float = 1.0
     clip: float = 200.0
     sentences: SentenceRegression | None = None

@@ -67,7 +67,7 @@ class SentenceDR(ExactPG):
     tolerance: float = 1.0
     train_fraction: float = 0.7
     sharpness: float = 10.0
-    tau: float = 1.0
+    tau: float = 2.0
     output_noise: float = 1.0
     clip: float = 200.0
     cloning: BehaviorCloning = field(default_factory=BehaviorCloning)
