@@ -45,12 +45,20 @@ class RidgeFit:
         return np.asarray(self.spread @ (normals * np.sqrt(self.noise)))
 
 
+def shift_and_scale(columns: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return mean and standard deviation of `columns` (n, p), (p,) float64 each.
+
+    A column that varies by no more than rounding says nothing: its scale is infinite, which keeps what is divided by it
+    at zero.
+    """
+    shift, scale = (np.asarray(part(columns, axis=0, dtype=np.float64)) for part in (np.mean, np.std))
+    return shift, np.where(scale > 1e-6 * (1 + np.abs(shift)), scale, np.inf)
+
+
 def fit_ridge(features: FloatArray, targets: FloatArray) -> RidgeFit:
     """Fit `targets` (n, t) on raw `features` (n, p), one penalty for all; see :class:`RidgeFit`."""
     n = len(targets)
-    shift, scale = features.mean(axis=0), features.std(axis=0)
-    # A feature that never varies says nothing; its coefficient stays zero.
-    scale = np.where(scale > 1e-6 * (1 + np.abs(shift)), scale, np.inf)
+    shift, scale = shift_and_scale(features)
     standard = (features - shift) / scale
     level = targets.mean(axis=0)
     values, vectors = np.linalg.eigh(standard.T @ standard)

@@ -12,6 +12,7 @@ Symbols: ``n`` rounds, ``m`` sentences a round, ``d_o`` output dimension, ``R`` 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -23,10 +24,19 @@ from torch import Tensor
 from agents.networks import MLP, StackedMLP, homogeneous
 from agents.records import Record, recorded
 from agents.rewards import RegressionBatch, squared_error_gradient
-from agents.ridge import Polynomial, fit_ridge, interactions
-from agents.training import BLOCK, Schedule, StackedLogs, check_hidden, check_seeds, train, warn_if_useless
+from agents.ridge import Polynomial, fit_ridge, interactions, shift_and_scale
+from agents.training import (
+    BLOCK,
+    Schedule,
+    StackedLogs,
+    TrainingWarning,
+    check_hidden,
+    check_seeds,
+    train,
+    warn_if_useless,
+)
 from offprompts_env.config import check_integer
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.errors import ConfigError, DataError, DimensionError
 from offprompts_env.rng import stream
 from offprompts_env.types import Contexts, FloatArray, LoggedDataset, Outputs
 
@@ -117,7 +127,11 @@ class PolynomialRewards(_Members):
         return len(self.polynomial.level)
 
     def member(self, index: int, contexts: FloatArray, sentences: FloatArray) -> FloatArray:
-        """Return what one member predicts, (n, m)."""
+        """Return what one member predicts, (n, m); raises :class:`DimensionError` for other dimensions."""
+        fitted = (self.polynomial.context.shape[1], self.polynomial.sentence.shape[1])
+        found = (contexts.shape[1], sentences.shape[2])
+        if found != fitted:
+            raise DimensionError(f"{_LABEL}: expected contexts and sentences of dimensions {fitted}, got {found}")
         return self.polynomial(contexts, sentences, index)
 
     def to_record(self) -> Record:
@@ -151,8 +165,14 @@ class NetworkRewards(_Members):
         return len(self.networks)
 
     def member(self, index: int, contexts: FloatArray, sentences: FloatArray) -> FloatArray:
-        """Return what one member predicts, (n, m); the first layer's part of the context is computed once a round."""
+        """Return what one member predicts, (n, m); raises :class:`DimensionError` for other dimensions."""
         network, d = self.networks[index], contexts.shape[1]
+        found = d + sentences.shape[2]
+        if found != network.sizes[0]:
+            raise DimensionError(
+                f"{_LABEL}: expected contexts and sentences of {network.sizes[0]} dimensions together, got {found}"
+            )
+        # The first layer's part of the context is computed once a round.
         first = network.layers[0]
         hidden = sentences @ first[d:-1]
         hidden += (contexts @ first[:d] + first[-1])[:, None]
@@ -348,12 +368,11 @@ class _Scale:
 
     @classmethod
     def of(cls, inputs: FloatArray, target: FloatArray) -> _Scale:
-        scale, spread = inputs.std(axis=0), float(target.std())
-        # What never varies carries nothing: it is shifted to zero and left there.
-        return cls(inputs.mean(axis=0), np.where(scale > 1e-6, scale, 1), float(target.mean()), spread or 1.0)
+        (level,), (spread,) = shift_and_scale(target[:, None])
+        return cls(*shift_and_scale(inputs), float(level), float(spread) if np.isfinite(spread) else 1.0)
 
     def inputs(self, raw: FloatArray) -> FloatArray:
-        return (raw - self.shift) / self.scale
+        return np.asarray((raw - self.shift) / self.scale, dtype=np.float32)
 
     def target(self, raw: FloatArray) -> FloatArray:
         return ((raw - self.level) / self.spread).astype(np.float32)
@@ -365,7 +384,7 @@ class _Scale:
         """Return the network on raw inputs with raw outputs, given the one on scaled ones."""
         layers = [layer.copy() for layer in network.layers]
         layers[0][:-1] /= self.scale[:, None]
-        layers[0][-1] -= self.shift @ layers[0][:-1]
+        layers[0][-1] -= (self.shift @ layers[0][:-1]).astype(np.float32)
         layers[-1] *= self.spread
         layers[-1][-1] += self.level
         return MLP(tuple(layers))
@@ -450,9 +469,17 @@ class SentenceRewardSearch:
         chosen = check_seeds(logs, seeds)
         fitted = [candidate.fit_many(logs, seeds=chosen) for candidate in self.candidates]
         models = []
-        for own in zip(*fitted, strict=True):
+        for log, *own in zip(logs, *fitted, strict=True):
             errors = {fit.name: model.validation["error"] for fit, model in zip(self.candidates, own, strict=True)}
             best = min(own, key=lambda model: model.validation["error"])
-            warn_if_useless(_LABEL, best.validation["error"], best.validation["baseline"])
+            if np.ptp(log.reward) == 0:
+                warnings.warn(
+                    f"{_LABEL}: all {len(log)} rewards are {log.reward[0]:g}, so the log cannot tell sentences apart; "
+                    "check how rewards were recorded, or record more rounds",
+                    TrainingWarning,
+                    stacklevel=2,
+                )
+            else:
+                warn_if_useless(_LABEL, best.validation["error"], best.validation["baseline"])
             models.append(replace(best, validation={**best.validation, **errors}))
         return models
