@@ -14,20 +14,20 @@ errors.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import agents
+from benchmarks.rows import append_row, read_rows
 from offprompts_env.collecting import collect
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
@@ -121,12 +121,16 @@ class Comparison:
     """The worlds of the comparison, with what is needed to judge policies in them.
 
     Args:
-        worlds: number of worlds; their seeds are 0, 1, 2, ...
+        seeds: of the worlds.
+        settings: of the worlds, on top of the preset ``paper_code``.
+        contexts: rounds over which policies are valued.
     """
 
-    def __init__(self, worlds: int) -> None:
-        self.seeds = list(range(worlds))
-        self.simulators: list[Simulator] = [SyntheticConfig.preset("paper_code", seed=s).build() for s in self.seeds]
+    def __init__(self, seeds: Iterable[int], settings: Mapping[str, Any] | None = None, contexts: int = 10_000) -> None:
+        self.seeds, self.contexts = list(seeds), contexts
+        self.simulators: list[Simulator] = [
+            SyntheticConfig.preset("paper_code", **(settings or {}), seed=seed).build() for seed in self.seeds
+        ]
         self.generators = [simulator.outputs for simulator in self.simulators]
 
     @cached_property
@@ -142,7 +146,7 @@ class Comparison:
 
     def _values(self, policies: Sequence[Policy]) -> np.ndarray:
         pairs = zip(self.simulators, policies, strict=True)
-        return np.array([simulator.policy_value(policy).value for simulator, policy in pairs])
+        return np.array([simulator.policy_value(policy, n=self.contexts).value for simulator, policy in pairs])
 
     def optimality(self, policies: Sequence[Policy]) -> np.ndarray:
         """Return the optimality of one policy a world, (worlds,)."""
@@ -236,7 +240,7 @@ def compare(
     Returns:
         The cells that were asked for, known ones first.
     """
-    comparison = Comparison(worlds)
+    comparison = Comparison(range(worlds))
     cells = [cell for cell in known if cell.worlds == worlds and cell.learner in learners and cell.n in sizes]
     there = {(cell.learner, cell.n) for cell in cells}
 
@@ -259,25 +263,6 @@ def compare(
     return cells
 
 
-def read_cells(path: Path) -> list[Cell]:
-    """Read the cells of an earlier run; none where there is no such file."""
-    if not path.exists():
-        return []
-    kinds = {f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in fields(Cell)}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Cell(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
-
-
-def append_cell(path: Path, cell: Cell) -> None:
-    """Write `cell` behind what `path` holds."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Cell)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(cell))
-
-
 def main() -> None:
     """Run the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=(__doc__ or "").split("\n")[0])
@@ -293,9 +278,9 @@ def main() -> None:
     def report(cell: Cell) -> None:
         print(cell, flush=True)
         if chosen.out is not None:
-            append_cell(chosen.out, cell)
+            append_row(chosen.out, cell)
 
-    known = read_cells(chosen.out) if chosen.out is not None else []
+    known = read_rows(chosen.out, Cell) if chosen.out is not None else []
     cells = compare(chosen.worlds, chosen.n, chosen.learners, report, known)
     print(verdict(cells))
 

@@ -9,8 +9,11 @@ oracle and the best single prompt are not flattered by their own luck.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from offprompts_env.errors import ConfigError
 from offprompts_env.rng import stream
@@ -33,6 +36,21 @@ class Truth:
     choose: FloatArray
     score: FloatArray
     cluster: IntArray
+
+    def save(self, path: Path) -> None:
+        """Write it as float32, with what policies read of the rounds."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tables = {"choose": self.choose.astype(np.float32), "score": self.score.astype(np.float32)}
+        rounds = {"context": self.contexts.context, "query": self.contexts.query, "cluster": self.cluster}
+        unfinished = path.with_suffix(".unfinished")
+        save_file({name: np.ascontiguousarray(table) for name, table in (tables | rounds).items()}, unfinished)
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of :meth:`save`."""
+        held = load_file(path)
+        return cls(Contexts(held["context"], held["query"]), held["choose"], held["score"], held["cluster"])
 
     def _estimate(self, terms: FloatArray) -> Estimate:
         sums = np.bincount(self.cluster, weights=terms)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.published import METHODS, PUBLISHED, SIZES, Cell, append_cell, compare, read_cells, verdict
+from benchmarks.published import METHODS, PUBLISHED, SIZES, Cell, compare, verdict
+from benchmarks.rows import append_row, read_rows
 
 CELL = Cell("is", 500, 2, 0.13, 0.01, *PUBLISHED["is"][500], -0.7, 10.5)
 
@@ -27,11 +28,11 @@ def test_every_learner_has_a_published_number_at_every_size():
 
 def test_known_cells_are_read_back_and_not_computed_again(tmp_path):
     path, other = tmp_path / "cells.csv", replace(CELL, worlds=3, n=1000)
-    assert read_cells(path) == []
+    assert read_rows(path, Cell) == []
     for cell in (CELL, other):
-        append_cell(path, cell)
-    assert read_cells(path) == [CELL, other]
-    assert compare(2, [500], ["is"], pytest.fail, read_cells(path)) == [CELL]
+        append_row(path, cell)
+    assert read_rows(path, Cell) == [CELL, other]
+    assert compare(2, [500], ["is"], pytest.fail, read_rows(path, Cell)) == [CELL]
 
 
 def test_the_verdict_names_the_cells_that_are_off():
