@@ -1,7 +1,7 @@
 """Feeds for objectives that weigh every prompt of a round: ``J(π) = mean_i Σ_a π(a | x_i, q_i) G(i, a)``.
 
 The matrix G is made for a pool of rounds at once. A log whose matrix fits the pool has it made once; of a larger one a
-new pool is drawn again and again, so that no (n, A) matrix is held.
+new pool is drawn again and again, so that no (n, A) matrix is held, nor a block's worth of batches.
 
 Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from offprompts_env.types import FloatArray, IntArray
 
 # Numbers of a world's matrix that are held at once: 64 MiB of float32.
 _POOL = 1 << 24
-# Batches that use a row of a pool that does not hold the whole log, before another is drawn.
+# Batches that use a row of a pool that does not hold the whole log, on average, before another pool is drawn.
 _REUSE = 8
 
 Gains = Callable[[int, IntArray], FloatArray]
@@ -56,6 +57,20 @@ def expected_gain_gradient(outputs: Tensor, batch: GainBatch) -> tuple[Tensor, T
     return -value.mean((1, 2)), slope
 
 
+class _Batches(Sequence[GainBatch]):
+    """Batches that are gathered when their turn comes: those of a block together may be larger than memory."""
+
+    def __init__(self, inputs: Tensor, index: Tensor, matrices: Sequence[Sequence[Tensor]]) -> None:
+        self._inputs, self._index, self._matrices = inputs, index, matrices
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, step: Any) -> Any:
+        pairs = [zip(part, self._index[step], strict=True) for part in zip(*self._matrices, strict=True)]
+        return GainBatch(self._inputs[step], *(torch.stack([own[rows] for own, rows in part]) for part in pairs))
+
+
 class GainFeed:
     """Feed of logged rounds with their row of G.
 
@@ -80,36 +95,31 @@ class GainFeed:
         self._stack, self._batch_size = stack, batch_size
         self._makers = [gains] if prior is None else [gains, prior]
         self._batches, self._pools = (world_streams(seeds, label, name) for name in ("batches", "pools"))
+        self._most = max(1, min(BLOCK * batch_size // _REUSE, _POOL // stack.n_prompts))
+        self._whole = [size * stack.n_prompts <= _POOL for size in stack.sizes]
         self._rows: list[IntArray] = [np.empty(0, dtype=np.int64)] * stack.worlds
         self._matrices: list[list[Tensor]] = [[]] * stack.worlds
 
     def _fill(self) -> None:
-        for world, size in enumerate(self._stack.sizes):
-            whole = size * self._stack.n_prompts <= _POOL
-            if whole and len(self._rows[world]):
+        for world, (size, whole) in enumerate(zip(self._stack.sizes, self._whole, strict=True)):
+            if whole and self._matrices[world]:
                 continue
-            most = min(size, max(1, BLOCK * self._batch_size // _REUSE))
-            self._rows[world] = np.arange(size) if whole else self._pools[world].choice(size, most, replace=False)
+            # The old pool is let go of first.
+            self._matrices[world] = []
+            self._rows[world] = np.arange(size) if whole else self._pools[world].choice(size, self._most, replace=False)
             self._matrices[world] = [torch.from_numpy(make(world, self._rows[world])) for make in self._makers]
 
-    def block(self, steps: int, network: StackedMLP) -> list[GainBatch]:
-        """Return batches for at most `steps` steps."""
+    def block(self, steps: int, network: StackedMLP) -> Sequence[GainBatch]:
+        """Return batches for at most `steps` steps, fewer where a pool is used up before."""
         self._fill()
-        shape = (min(steps, BLOCK), self._batch_size)
+        steps = min(steps, BLOCK)
+        if not all(self._whole):
+            steps = min(steps, max(1, self._most * _REUSE // self._batch_size))
+        shape = (steps, self._batch_size)
         drawn = [rng.integers(len(rows), size=shape) for rng, rows in zip(self._batches, self._rows, strict=True)]
         rows = [
             torch.from_numpy(own[index]) + offset
             for own, index, offset in zip(self._rows, drawn, self._stack.offsets, strict=True)
         ]
         inputs = self._stack.inputs[torch.stack(rows, 1)]
-        index = torch.from_numpy(np.stack(drawn, 1))
-        return [
-            GainBatch(
-                x,
-                *(
-                    torch.stack([own[part][chosen] for own, chosen in zip(self._matrices, step, strict=True)])
-                    for part in range(len(self._makers))
-                ),
-            )
-            for x, step in zip(inputs, index, strict=True)
-        ]
+        return _Batches(inputs, torch.from_numpy(np.stack(drawn, 1)), list(self._matrices))

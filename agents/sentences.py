@@ -21,7 +21,7 @@ from agents.records import Record, recorded, revive
 from agents.ridge import fit_ridge, interactions
 from agents.sentence_rewards import SentenceRewardEnsemble, predict, side_by_side
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.errors import ConfigError, DataError, NumericalError
 from offprompts_env.simulator import GaussianOutputs
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset
 
@@ -125,15 +125,27 @@ class AffineSentences:
 
 
 def known_sentences(generator: GaussianOutputs, d_x: int, d_q: int) -> SentenceMeans:
-    """Return the means of a Gaussian `generator`: in a form that can be written, if its base is affine."""
-    probe = np.random.default_rng(0).standard_normal((4 * (d_x + d_q + 1), d_x + d_q)).astype(np.float32)
+    """Return the means of a Gaussian `generator`: in a form that can be written, if its base is affine.
+
+    Raises:
+        NumericalError: the generator's base, effects or noise are not finite.
+    """
+    # Near and far from the origin, since what is affine near it may bend.
+    probe = np.random.default_rng(0).standard_normal((8 * (d_x + d_q + 1), d_x + d_q)).astype(np.float32)
+    probe[::2] *= 10
     base = np.asarray(generator.base(Contexts(probe[:, :d_x], probe[:, d_x:])), dtype=np.float64)
+    effects, noise = (np.ascontiguousarray(part, dtype=np.float32) for part in (generator.effects, generator.noise_std))
+    for part in (base, effects, noise):
+        if not np.isfinite(part).all():
+            raise NumericalError(
+                f"generator: expected finite base, effects and noise, got {part[~np.isfinite(part)][0]}; check the "
+                "generator"
+            )
     design = np.column_stack([probe, np.ones(len(probe))]).astype(np.float64)
     matrix = np.linalg.lstsq(design, base, rcond=None)[0]
     if not np.allclose(design @ matrix, base, atol=1e-5 * (1 + np.abs(base).max())):
         return KnownSentences(generator)
-    effects, noise = (np.ascontiguousarray(part, dtype=np.float32) for part in (generator.effects, generator.noise_std))
-    return AffineSentences(matrix.astype(np.float32), effects, noise)
+    return AffineSentences(np.ascontiguousarray(matrix, dtype=np.float32), effects, noise)
 
 
 @recorded("sentence means")
@@ -161,8 +173,7 @@ class LearnedSentences:
     _place: dict[bytes, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        place = {row.tobytes(): index for index, row in enumerate(np.ascontiguousarray(self.queries))}
-        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_place", {key: index for index, key in enumerate(_keys(self.queries))})
 
     @property
     def n_prompts(self) -> int:
@@ -191,8 +202,8 @@ class LearnedSentences:
 
     def _query_offset(self, queries: FloatArray) -> FloatArray:
         offsets = np.zeros((len(queries), self.output_dim), dtype=np.float32)
-        for row, query in enumerate(np.ascontiguousarray(queries)):
-            index = self._place.get(query.tobytes())
+        for row, key in enumerate(_keys(queries)):
+            index = self._place.get(key)
             if index is not None:
                 offsets[row] = self.query_offsets[index]
         return offsets
@@ -274,6 +285,12 @@ class SentenceRegression:
             noise_std=rest.std(axis=0).astype(np.float32),
             explained=1 - float(np.sum(fit.noise)) / variance if variance else float("nan"),
         )
+
+
+def _keys(queries: FloatArray) -> list[bytes]:
+    """Return the bytes of every row, which are the same for equal rows."""
+    # Adding zero makes -0.0 a 0.0.
+    return [row.tobytes() for row in np.ascontiguousarray(queries) + np.float32(0)]
 
 
 def _shrunk_means(values: FloatArray, group: IntArray, groups: int, shrinkage: float) -> FloatArray:
@@ -372,6 +389,12 @@ class SentenceScores:
             rows = slice(start, start + size)
             means = self.sentences.means(contexts.take(rows))
             scores[rows] = score(inputs[rows], means)
+        wrong = ~np.isfinite(scores).all(axis=1)
+        if wrong.any():
+            raise NumericalError(
+                f"sentences: expected finite predicted rewards of all prompts, got NaN or infinity in row "
+                f"{int(np.argmax(wrong))}; check the contexts and the generator"
+            )
         return scores
 
     def to_record(self) -> Record:

@@ -101,7 +101,7 @@ class SentenceModels:
         rows_rng, member_rng, outputs_rng = (
             stream(seed, "sentence direct method", name) for name in ("rounds", "members", "outputs")
         )
-        for share in np.diff(np.linspace(0, self.budget, self.asks + 1).astype(int)):
+        for share in np.diff(np.linspace(0, self.budget, min(self.asks, self.budget) + 1).astype(int)):
             rows = rows_rng.integers(len(log), size=share)
             wanted = _thompson(learned, log, rows, member_rng)
             answers = generate(generator, log.contexts, rows, wanted, outputs_rng)
