@@ -85,6 +85,7 @@ def synthetic(n_prompts: int | None) -> Setting:
             "regression PG": agents.RegressionPG(),
             "IS PG": agents.ImportanceSamplingPG(),
             "DSO": agents.DSO(tau=1.0),
+            "sentence greedy": agents.SentenceGreedy(),
         },
         generator=lambda simulator: simulator.outputs,
         truth=exact_truth,
@@ -92,7 +93,7 @@ def synthetic(n_prompts: int | None) -> Setting:
 
 
 def movielens(n_prompts: int | None) -> Setting:
-    """Text: the same learners. DSO asks one frozen sentence of each (movie, prompt) it comes by.
+    """Text: the same learners. DSO asks one frozen sentence of each (movie, prompt) it comes by; sentence greedy asks none.
 
     The schedules are shorter than the published ones, which overfit logs of this size (regression) or ask for 640,000
     sentences (DSO). The bandwidth is about the distance of two sentences of the same (movie, prompt).
@@ -118,6 +119,7 @@ def movielens(n_prompts: int | None) -> Setting:
                 learning_rate=1e-3,
                 refresh=100,
             ),
+            "sentence greedy": agents.SentenceGreedy(),
         },
         generator=table,
         truth=drawn_truth,
