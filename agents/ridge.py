@@ -12,6 +12,8 @@ import numpy as np
 from offprompts_env.config import check_integer
 from offprompts_env.types import FloatArray
 
+# Below it one minus a leverage is rounding.
+_LEAST = 1e-12
 # Penalties tried, as multiples of the noise variance over the prior variance of a standardised coefficient.
 _PENALTIES = np.geomspace(1e-2, 1e6, 33)
 
@@ -26,6 +28,7 @@ class RidgeFit:
     Attributes:
         weights: w̄ (p, t), for raw features, the intercept apart.
         intercept: (t,).
+        centre: mean of the raw features, which draws turn about, (p,).
         penalty: λ.
         leave_one_out: predictions of each round by the others, (n, t).
         noise: σ² of each target, the mean squared leave-one-out residual, (t,).
@@ -34,13 +37,14 @@ class RidgeFit:
 
     weights: FloatArray
     intercept: FloatArray
+    centre: FloatArray
     penalty: float
     leave_one_out: FloatArray = field(repr=False)
     noise: FloatArray
     spread: FloatArray = field(repr=False)
 
     def draws(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Return `count` posterior draws minus w̄, (count, p, t)."""
+        """Return `count` posterior draws minus w̄, (count, p, t); each moves the intercept by ``−centre · draw``."""
         normals = rng.standard_normal((count, self.spread.shape[1], len(self.noise)))
         return np.asarray(self.spread @ (normals * np.sqrt(self.noise)))
 
@@ -70,7 +74,8 @@ def fit_ridge(features: FloatArray, targets: FloatArray) -> RidgeFit:
     for penalty in _PENALTIES.tolist():
         shrunk = 1 / (values + penalty)
         left = targets - level - rotated @ (shrunk[:, None] * aligned)
-        residual = left / np.maximum(1 - 1 / n - squared @ shrunk, 1e-3)[:, None]
+        # With more features than rounds a round has nearly all the leverage on itself; its remainder still counts.
+        residual = left / np.maximum(1 - 1 / n - squared @ shrunk, _LEAST)[:, None]
         error = float(np.mean(np.square(residual)))
         if error < best[0]:
             best = (error, penalty, residual)
@@ -80,6 +85,7 @@ def fit_ridge(features: FloatArray, targets: FloatArray) -> RidgeFit:
     return RidgeFit(
         weights=weights,
         intercept=level - shift @ weights,
+        centre=shift,
         penalty=penalty,
         leave_one_out=targets - residual,
         noise=np.mean(np.square(residual), axis=0),
@@ -121,8 +127,8 @@ class Polynomial:
     square: FloatArray
 
     @classmethod
-    def of_weights(cls, level: float, weights: FloatArray, d_c: int, d_o: int, degree: int) -> Polynomial:
-        """Return the polynomials of coefficient vectors `weights` (R, p) of :func:`interactions`."""
+    def of_weights(cls, level: FloatArray, weights: FloatArray, d_c: int, d_o: int, degree: int) -> Polynomial:
+        """Return the polynomials of `level` (R,) and coefficient vectors `weights` (R, p) of :func:`interactions`."""
         count = len(weights)
         u, v, rest = weights[:, :d_c], weights[:, d_c : d_c + d_o], weights[:, d_c + d_o :]
         cross: FloatArray = np.zeros((count, d_c, d_o))
@@ -132,10 +138,7 @@ class Polynomial:
             first, second = np.triu_indices(d_o)
             square[:, first, second] = rest[:, d_c * d_o :]
             square = (square + square.transpose(0, 2, 1)) / 2
-        return cls(
-            np.full(count, level, dtype=np.float32),
-            *(part.astype(np.float32) for part in (u, v, cross, square)),
-        )
+        return cls(*(part.astype(np.float32) for part in (level, u, v, cross, square)))
 
     def __call__(self, context: FloatArray, sentences: FloatArray, member: int) -> FloatArray:
         """Return the values (n, m) of one `member` for `context` (n, d_c) and `sentences` (n, m, d_o)."""

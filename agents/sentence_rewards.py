@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP, homogeneous
 from agents.records import Record, recorded
-from agents.rewards import RegressionBatch, squared_error_gradient
+from agents.rewards import RegressionBatch, SavesModel, squared_error_gradient
 from agents.ridge import Polynomial, fit_ridge, interactions, shift_and_scale
 from agents.training import (
     BLOCK,
@@ -95,7 +95,7 @@ def predict(
     return first + mean - np.float32(pessimism) * np.sqrt(variance)
 
 
-class _Members:
+class _Members(SavesModel):
     """What fitted models share."""
 
     def __call__(self: SentenceRewardEnsemble, contexts: Contexts, outputs: Outputs) -> FloatArray:
@@ -257,9 +257,14 @@ class PolynomialRidge:
             fit = fit_ridge(features, target[:, None])
             draws = fit.draws(self.members, stream(seed, _LABEL, self.name))[..., 0]
             # Draws are centred on the mean, so that the mean over the members is the posterior's.
-            weights = fit.weights[:, 0] + draws - draws.mean(axis=0)
+            draws -= draws.mean(axis=0)
+            # They turn about the mean of the features: what is far from all logged rounds is what is uncertain.
             polynomial = Polynomial.of_weights(
-                fit.intercept[0], weights, context.shape[1], log.output.shape[1], self.degree
+                fit.intercept[0] - draws @ fit.centre,
+                fit.weights[:, 0] + draws,
+                context.shape[1],
+                log.output.shape[1],
+                self.degree,
             )
             models.append(PolynomialRewards(polynomial, _validation(fit.leave_one_out[:, 0], target)))
         return models

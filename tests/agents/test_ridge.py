@@ -89,10 +89,19 @@ def test_constant_targets_are_predicted_without_noise():
     assert fit.noise[0] < 1e-20
 
 
-def test_more_features_than_rounds():
-    wide = RNG.normal(size=(6, 10))
-    fit = fit_ridge(wide, RNG.normal(size=(6, 1)))
+@pytest.mark.parametrize(("rounds", "features"), [(6, 10), (30, 100), (40, 400)])
+def test_more_features_than_rounds(rounds, features):
+    rng = np.random.default_rng(3)
+    wide, noise = rng.normal(size=(rounds, features)), rng.normal(size=(rounds, 1))
+    fit = fit_ridge(wide, noise)
     assert all(np.isfinite(part).all() for part in (fit.weights, fit.leave_one_out, fit.noise, fit.spread))
+    penalties = np.full(features, fit.penalty) * wide.var(axis=0)
+    for i in range(rounds):
+        others = np.arange(rounds) != i
+        weights, intercept = refit(wide[others], noise[others], penalties)
+        np.testing.assert_allclose(fit.leave_one_out[i], wide[i] @ weights + intercept, rtol=1e-6, atol=1e-8)
+    # Noise cannot be predicted, however well it is fitted.
+    assert fit.noise[0] > 0.8 * noise.var()
 
 
 def test_interactions_by_hand():
@@ -111,7 +120,7 @@ def test_polynomials_are_their_features_times_weights(degree):
     context, sentences = RNG.normal(size=(n, d_c)), RNG.normal(size=(n, m, d_o))
     features = interactions(np.repeat(context, m, axis=0), sentences.reshape(-1, d_o), degree)
     weights = RNG.normal(size=(2, features.shape[1]))
-    polynomial = Polynomial.of_weights(0.7, weights, d_c, d_o, degree)
+    polynomial = Polynomial.of_weights(np.full(2, 0.7), weights, d_c, d_o, degree)
     for member in range(2):
         expected = (0.7 + features @ weights[member]).reshape(n, m)
         found = polynomial(context.astype(np.float32), sentences.astype(np.float32), member)

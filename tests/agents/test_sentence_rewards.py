@@ -10,7 +10,7 @@ import pytest
 
 import agents
 from agents.networks import MLP
-from agents.records import revive
+from agents.ridge import fit_ridge
 from agents.sentence_rewards import NetworkRewards, PolynomialRewards, _Scale, predict, side_by_side
 from offprompts_env.errors import ConfigError, DataError, DimensionError
 from offprompts_env.rng import stream
@@ -172,6 +172,21 @@ def test_the_mean_over_draws_is_the_posterior_mean():
     )
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_draws_vary_as_predictions_of_the_posterior_do(offset):
+    """About the mean of the sentences, wherever that lies: ``σ² fᵀ (FᵀF + λI)⁻¹ f`` of centred features f."""
+    log = made(60, linear)
+    moved = replace(log, output=log.output + np.float32(offset))
+    (model,) = agents.PolynomialRidge(1, members=3_000).fit_many([moved])
+    columns = np.concatenate([side_by_side(moved.contexts), moved.output], axis=1).astype(np.float64)
+    fit = fit_ridge(columns, moved.reward.astype(np.float64)[:, None])
+    inputs, probe = side_by_side(moved.contexts)[:5], moved.output[:5] + 1
+    members = np.stack([model.member(index, inputs, probe[:, None])[:, 0] for index in range(model.members)])
+    centred = np.concatenate([inputs, probe], axis=1) - columns.mean(axis=0)
+    expected = np.sqrt(fit.noise[0]) * np.linalg.norm(centred @ fit.spread, axis=1)
+    np.testing.assert_allclose(members.std(axis=0), expected, rtol=0.05)
+
+
 @pytest.mark.parametrize("source", [agents.PolynomialRidge(2), TINY, SEARCH], ids=["polynomial", "networks", "search"])
 def test_a_world_is_fitted_the_same_alone_and_in_a_stack(source):
     """Members that are done early stay as they are while those of other worlds go on."""
@@ -267,10 +282,10 @@ def test_columns_that_never_vary_do_no_harm(level):
 
 
 @pytest.mark.parametrize("source", [agents.PolynomialRidge(2), TINY], ids=["polynomial", "networks"])
-def test_models_revive_with_the_same_bits(source):
+def test_models_save_and_load_with_the_same_bits(source, tmp_path):
     log = made(40, bilinear)
     (model,) = source.fit_many([log])
-    again = revive(model.to_record(), "reward model")
+    again = agents.load_rewards(model.save(tmp_path))
     assert type(again) is type(model)
     assert again.validation == model.validation
     assert again.members == model.members
