@@ -21,7 +21,7 @@ from agents.records import Record, recorded, revive
 from agents.ridge import fit_ridge, interactions
 from agents.sentence_rewards import SentenceRewardEnsemble, predict, side_by_side
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError, DataError, NumericalError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
 from offprompts_env.simulator import GaussianOutputs
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset
 
@@ -109,8 +109,14 @@ class AffineSentences:
         return int(self.effects.shape[1])
 
     def means(self, contexts: Contexts) -> FloatArray:
-        """Return ``E[s | q, a]``, (n, A, d_o)."""
-        base = side_by_side(contexts) @ self.matrix[:-1] + self.matrix[-1]
+        """Return ``E[s | q, a]``, (n, A, d_o); raises :class:`DimensionError` for contexts of other dimensions."""
+        inputs = side_by_side(contexts)
+        if inputs.shape[1] != len(self.matrix) - 1:
+            raise DimensionError(
+                f"sentences: expected context and query of {len(self.matrix) - 1} dimensions together, got "
+                f"{inputs.shape[1]}"
+            )
+        base = inputs @ self.matrix[:-1] + self.matrix[-1]
         return np.asarray(base[:, None] + self.effects)
 
     def to_record(self) -> Record:
@@ -186,9 +192,15 @@ class LearnedSentences:
         return int(self.weights.shape[1])
 
     def means(self, contexts: Contexts) -> FloatArray:
-        """Return ``E[s | q, a]``, (n, A, d_o); rounds with the same query share the work."""
+        """Return ``E[s | q, a]``, (n, A, d_o); rounds with the same query share the work.
+
+        Raises:
+            DimensionError: queries of another dimension than it was fitted to.
+        """
         queries, inverse = np.unique(contexts.query, axis=0, return_inverse=True)
-        d_q, d_e, d_o = queries.shape[1], self.embeddings.shape[1], self.output_dim
+        d_q, d_e, d_o = self.queries.shape[1], self.embeddings.shape[1], self.output_dim
+        if queries.shape[1] != d_q:
+            raise DimensionError(f"sentences: expected queries of dimension {d_q}, got {queries.shape[1]}")
         # φ holds q, e, q ⊗ e and e ⊗ e: the terms of e alone are the same for all queries.
         cross = self.weights[d_q + d_e : d_q + d_e + d_q * d_e].reshape(d_q, d_e * d_o)
         alone = np.concatenate([self.weights[d_q : d_q + d_e], self.weights[d_q + d_e + d_q * d_e :]])
