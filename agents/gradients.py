@@ -239,7 +239,8 @@ def counterfactual_risk(
     propensity: Tensor,
     reward: Tensor,
     clip: float,
-    penalty: Tensor | float,
+    penalty: float,
+    rounds: Tensor | float,
     mean: Tensor | float,
     deviation: Tensor | float,
 ) -> Tensor:
@@ -247,8 +248,10 @@ def counterfactual_risk(
 
     Swaminathan and Joachims (JMLR 2015). The root of a variance is no sum over rounds; it is bounded, as by them, by
     one that touches it at an earlier policy: ``√Var(u) ≤ (mean((u − mean)²) + deviation²) / (2 deviation)``. So ``w =
-    1{π / π₀ < clip} (π / π₀) r (1 − penalty (u − mean) / deviation)``: the gradient of the objective itself where mean
-    and deviation are those of the policy at hand.
+    1{π / π₀ < clip} (π / π₀) r (1 − λ (u − mean) / (√n deviation))``: the gradient of the objective itself where mean
+    and deviation are those of the policy at hand. None of n numbers is farther than √n deviations from their mean, so
+    moments that missed the rounds that matter, as with rare rewards, count for no more than that; moments without any
+    variance give no penalty.
 
     Args:
         policy: π.
@@ -256,13 +259,16 @@ def counterfactual_risk(
         propensity: π₀ of them (W, B).
         reward: logged (W, B).
         clip: upper bound of the ratio.
-        penalty: ``λ / √n``, (W, 1) or one for all.
+        penalty: λ.
+        rounds: n, (W, 1) or one for all.
         mean: of u over the log at an earlier policy, (W, 1).
         deviation: standard deviation of u over the log at that policy, (W, 1).
     """
     ratio = policy.probability(actions) / propensity
-    excess = (ratio.clamp_max(clip) * reward - mean) / torch.as_tensor(deviation).clamp_min(_TINY)
-    weight = (ratio < clip) * ratio * reward * (1 - penalty * excess)
+    spread, root = torch.as_tensor(deviation), torch.as_tensor(rounds).sqrt()
+    excess = (ratio.clamp_max(clip) * reward - mean) / spread.clamp_min(_TINY)
+    excess = torch.where(spread > _TINY, excess.clamp(-root, root), 0.0)
+    weight = (ratio < clip) * ratio * reward * (1 - penalty / root * excess)
     return -(weight * policy.log_probability(actions)).mean(-1)
 
 

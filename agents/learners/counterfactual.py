@@ -251,7 +251,8 @@ class CRM(OfflinePolicyGradient):
                 logged.propensity,
                 logged.reward,
                 self.clip,
-                self.penalty * logged.rounds.rsqrt(),
+                self.penalty,
+                logged.rounds,
                 batch.mean,
                 batch.deviation,
             )

@@ -71,7 +71,15 @@ def test_counterfactual_risk_is_the_gradient_of_its_objective(clip):
     assert ((ratio(Z) > clip).any() and (ratio(Z) < clip).any()) or clip == 1e9
     found = of_surrogate(
         lambda p: gradients.counterfactual_risk(
-            p, A, P0, R, clip, penalty, utility.mean(-1, keepdim=True), utility.std(-1, correction=0, keepdim=True)
+            p,
+            A,
+            P0,
+            R,
+            clip,
+            penalty * ROUNDS**0.5,
+            ROUNDS,
+            utility.mean(-1, keepdim=True),
+            utility.std(-1, correction=0, keepdim=True),
         )
     )
     torch.testing.assert_close(found, gradient(objective))
@@ -93,8 +101,17 @@ def test_counterfactual_risk_is_a_bound_that_touches():
 def test_counterfactual_risk_without_penalty_or_variance_is_importance_sampling(penalty, deviation):
     constant = torch.zeros_like(R) if deviation == 0 else R
     args = (A, P0, constant)
-    found = of_surrogate(lambda p: gradients.counterfactual_risk(p, *args, 1e9, penalty, 0.0, deviation))
+    found = of_surrogate(lambda p: gradients.counterfactual_risk(p, *args, 1e9, penalty, ROUNDS, 0.0, deviation))
     torch.testing.assert_close(found, of_surrogate(lambda p: gradients.importance_sampling(p, *args, 1e9)))
+
+
+@pytest.mark.parametrize(("deviation", "factor"), [(0.0, 1.0), (1e-20, 1 - 0.2), (1e6, 1.0)])
+def test_moments_that_missed_the_rounds_that_pay_do_not_drown_the_others(deviation, factor):
+    """A round is at most √n deviations off, so that it never counts for more than ``1 ± λ`` of itself."""
+    args = (A, P0, R.abs())
+    found = of_surrogate(lambda p: gradients.counterfactual_risk(p, *args, 1e9, 0.2, ROUNDS, 0.0, deviation))
+    plain = of_surrogate(lambda p: gradients.importance_sampling(p, *args, 1e9))
+    torch.testing.assert_close(found, factor * plain, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 1.5])
@@ -218,7 +235,7 @@ def test_no_weight_no_gradient_and_no_nan():
     impossible = torch.tensor([[[0.0, -1e4]]])
     action, one = torch.tensor([[1]]), torch.ones(1, 1)
     for loss in (
-        lambda p: gradients.counterfactual_risk(p, action, one, one, 200.0, 1.0, 0.0, 0.0),
+        lambda p: gradients.counterfactual_risk(p, action, one, one, 200.0, 1.0, 1.0, 0.0, 0.0),
         lambda p: gradients.translated_importance_sampling(p, action, one, one, 0.5, 200.0),
         lambda p: gradients.logarithmic_smoothing(p, action, one, one, 0.1),
         lambda p: gradients.exponential_smoothing(p, action, one, one, 0.5),
