@@ -58,27 +58,27 @@ def same(left, right, contexts) -> bool:
 
 def test_the_direct_method_is_near_the_oracle_and_its_network_near_it(simulator, log):
     greedy = agents.SentenceGreedy().fit(log, generator=simulator.outputs)
-    assert optimality(simulator, greedy) > 0.95
+    assert optimality(simulator, greedy) > 0.98
     assert isinstance(greedy.scores.sentences, AffineSentences)
     contexts = simulator.evaluation_contexts(200)
     assert (greedy.probabilities(contexts) == np.eye(12)[greedy.scores(contexts).argmax(axis=1)]).all()
     network = agents.SentencePG(models=MODELS, steps=600, learning_rate=5e-3).fit(log, generator=simulator.outputs)
-    assert optimality(simulator, network) > 0.85
+    assert optimality(simulator, network) > 0.95
 
 
 def test_exact_dso_beats_the_logging_policy(simulator, log):
     learner = agents.ExactDSO(steps=600, learning_rate=5e-3)
     policy = learner.fit(log, generator=simulator.outputs, logging_policy=UNIFORM)
-    assert optimality(simulator, policy) > 0.5
+    assert optimality(simulator, policy) > 0.65
     learned = learner.fit(log, logging_policy=UNIFORM)
-    assert optimality(simulator, learned) > 0.4
+    assert optimality(simulator, learned) > 0.65
 
 
 def test_the_log_alone_is_enough_for_the_direct_method(simulator, log):
     policy = GREEDY.fit(log)
     inner = policy.scores.sentences
     assert isinstance(inner.sentences if isinstance(inner, WithPrompts) else inner, LearnedSentences)
-    assert optimality(simulator, policy) > 0.7
+    assert optimality(simulator, policy) > 0.97
     unknown = replace(log, propensity=np.full(len(log), np.nan))
     with warnings.catch_warnings():
         warnings.simplefilter("error", agents.AssumptionWarning)
@@ -113,17 +113,17 @@ def test_sentences_that_are_asked_for_are_of_promising_prompts_and_help():
     best = np.bincount(simulator.oracle(known.contexts), minlength=12)
     assert asked[6:].sum() > 0
     assert np.corrcoef(asked, best)[0, 1] > 0.5
-    assert values[1] > values[0]
+    assert values[1] > values[0] + 0.2
 
 
 def test_deficient_support_costs_nothing_where_sentences_are_known(simulator, log):
     known = log.take(log.action < 6)
     policy = GREEDY.fit(known, generator=simulator.outputs)
-    assert optimality(simulator, policy) > 0.9
+    assert optimality(simulator, policy) > 0.95
     contexts = simulator.evaluation_contexts(500)
     assert policy.probabilities(contexts)[:, 6:].sum() > 50
     only = op.collect(simulator, agents.ConstantPolicy(3, 12), 500, seed=1)
-    assert optimality(simulator, GREEDY.fit(only, generator=simulator.outputs)) > 0.5
+    assert optimality(simulator, GREEDY.fit(only, generator=simulator.outputs)) > 0.8
 
 
 def test_binary_rewards():
@@ -237,7 +237,7 @@ class SquaredPG(agents.OfflinePolicyGradient):
 def test_a_method_is_one_surrogate_and_one_config(simulator, log, tmp_path):
     learner = SquaredPG(steps=400, learning_rate=5e-3)
     policy = learner.fit(log)
-    assert optimality(simulator, policy) > 0.2
+    assert optimality(simulator, policy) > 0.6
     parts = [log.take(slice(0, 100)), log.take(slice(100, 250))]
     together = replace(learner, steps=20).fit_many(parts, seeds=[3, 4])
     assert same(replace(learner, steps=20).fit(parts[1], seed=4), together[1], log.contexts)
