@@ -104,7 +104,7 @@ class NaiveIS:
 
     def _propensity(self, worlds: Worlds, pooled: LoggedDataset, seed: int) -> FloatArray:
         """Return what the policy's probability is divided by, (n,)."""
-        return float64(worlds.propensities(f"agents.{type(self).__name__}").numpy())
+        return worlds.logged_propensities(f"agents.{type(self).__name__}")
 
     def _shares(self, terms: FloatArray, ratio: FloatArray, sizes: Sequence[int]) -> tuple[FloatArray, tuple[str, ...]]:
         """Return how much each log counts (J,), in sum 1, and what is to be said of it."""

@@ -83,7 +83,7 @@ class ActionWeighting:
         notes: list[str] = []
         with noted(notes):
             world = one_world(log, None, logging_policy, seed)
-            propensity = float64(world.propensities(f"agents.{type(self).__name__}").numpy())
+            propensity = world.logged_propensities(f"agents.{type(self).__name__}")
             look = self._look(policy, log, seed)
         evidence = Evidence(look.chosen, propensity, float64(log.reward), look.expected, look.predicted)
         weights = self._weights(evidence)

@@ -253,7 +253,12 @@ class Worlds:
         return self.generators
 
     def propensities(self, label: str) -> Tensor:
-        """Return π₀ of the logged prompts, (Σn,): as recorded, or of the logging policy where a log has none.
+        """Return :meth:`logged_propensities` for training, (Σn,) float32; none rounds to 0."""
+        found = np.maximum(self.logged_propensities(label), np.finfo(np.float32).tiny)
+        return torch.from_numpy(found.astype(np.float32))
+
+    def logged_propensities(self, label: str) -> FloatArray:
+        """Return π₀ of the logged prompts, (Σn,) float64: as recorded, or of the logging policy where a log has none.
 
         The second is an assumption, so it is stated in an :class:`agents.AssumptionWarning`.
 
@@ -273,7 +278,7 @@ class Worlds:
                 f"{label}: propensities are unknown in {', '.join(unknown)} rounds; those of logging_policy= were "
                 "taken for all rounds, as if it had recorded the log. Where it did not, results are biased"
             )
-        return StackedLogs.join(columns).to(torch.float32)
+        return np.concatenate(columns)
 
     def logging_policies_or_clones(self, label: str, cloning: Learner) -> Sequence[Policy]:
         """Return the logging policies, or clones of them by `cloning`, as an :class:`agents.AssumptionWarning` says."""

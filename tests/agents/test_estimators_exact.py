@@ -11,7 +11,9 @@ import pytest
 import agents
 from agents.clustering import KnownClusters, PromptClusters
 from agents.estimators.look import draw_prompts, systematic
+from agents.learners.base import Worlds
 from agents.networks import MLP
+from agents.training import StackedLogs
 from offprompts_env.errors import NumericalError
 from offprompts_env.types import PromptSet
 from tests.agents.tiny_bandit import (
@@ -189,6 +191,17 @@ def test_on_policy_is_the_mean(estimator):
     assert estimate.effective_sample_size == pytest.approx(200)
     assert estimate.diagnostics["max_weight"] == pytest.approx(1)
     assert (estimate.diagnostics["unsupported_prompts"], estimate.diagnostics["unsupported_share"]) == (0, 0)
+
+
+@pytest.mark.parametrize("chance", [1 / 7, 1e-60], ids=["sevenths", "tiny"])
+def test_propensities_are_not_rounded(chance):
+    """Neither to the digits of float32 nor to its zero."""
+    table = np.array([[chance, 1 - chance]])
+    log = rounds(np.zeros(3, int), [0, 1, 0], [0.25, 1, 0.75], table[0, [0, 1, 0]], PromptSet(np.eye(2)))
+    for estimator in (agents.IS(), agents.SNIPS(), agents.NaiveIS()):
+        logs = [log] if isinstance(estimator, agents.NaiveIS) else log
+        assert estimator.estimate(Table(table), logs).value == pytest.approx(2 / 3, abs=1e-15)
+    assert (Worlds(StackedLogs([log]), None, None, (0,)).propensities("training") > 0).all()
 
 
 def test_one_prompt_is_the_mean():
