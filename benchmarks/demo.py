@@ -93,7 +93,7 @@ def synthetic(n_prompts: int | None) -> Setting:
 
 
 def movielens(n_prompts: int | None) -> Setting:
-    """Text: the same learners. DSO asks one frozen sentence of each (movie, prompt) it comes by; sentence greedy asks none.
+    """Text: the same learners. DSO asks one frozen sentence of each (movie, prompt) it comes by, sentence greedy none.
 
     The schedules are shorter than the published ones, which overfit logs of this size (regression) or ask for 640,000
     sentences (DSO). The bandwidth is about the distance of two sentences of the same (movie, prompt).
