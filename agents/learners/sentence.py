@@ -60,9 +60,9 @@ class SentenceModels:
 
     def fit_many(self, worlds: Worlds) -> list[SentenceScores]:
         """Return the scores of every world."""
-        worlds.stack.require_outputs("agents.SentenceGreedy")
+        worlds.stack.require_outputs("a sentence-level method")
         if self.budget:
-            worlds.require_generators("agents.SentenceGreedy with a budget")
+            worlds.require_generators("a budget of sentences")
         logs, seeds = worlds.stack.logs, worlds.seeds
         gaussian = worlds.generators is not None and all(isinstance(own, GaussianOutputs) for own in worlds.generators)
         fitted = []

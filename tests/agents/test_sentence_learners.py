@@ -265,11 +265,15 @@ def without_outputs(log: LoggedDataset) -> LoggedDataset:
         (lambda s, log: agents.ExactDSO(output_noise=-1.0), ConfigError, "output_noise"),
         (lambda s, log: agents.SentencePG(steps=0), ConfigError, "steps"),
         (lambda s, log: GREEDY.fit(without_outputs(log)), DataError, "log has no outputs"),
-        (lambda s, log: NETWORKS[0].fit(without_outputs(log)), DataError, "log has no outputs"),
+        (lambda s, log: NETWORKS[0].fit(without_outputs(log)), DataError, "a sentence-level method: the log has no"),
         (lambda s, log: NETWORKS[1].fit(without_outputs(log), logging_policy=UNIFORM), DataError, "log has no outputs"),
         (lambda s, log: GREEDY.fit(log.take(slice(2)), generator=s.outputs), DataError, "at least 3 rounds"),
         (lambda s, log: agents.SentenceGreedy().fit(log.take(slice(8))), DataError, "at least 10 rounds, got 8"),
-        (lambda s, log: agents.SentenceGreedy(replace(MODELS, budget=5)).fit(log), ConfigError, "pass generator="),
+        (
+            lambda s, log: agents.SentenceGreedy(replace(MODELS, budget=5)).fit(log),
+            ConfigError,
+            "a budget of sentences asks the frozen generator",
+        ),
         (
             lambda s, log: agents.SentenceGreedy(replace(MODELS, budget=5)).fit(
                 log, generator=Black(s.outputs, broken=True)
