@@ -473,6 +473,9 @@ class OfflinePolicyGradient(PolicyGradient, OfflineLearner[NeuralPolicy]):
         return LoggedRounds(worlds.stack, worlds.seeds, self.label, self.batch_size, parts)
 
     def _learn_stream(self, world: StreamedWorld, callbacks: Sequence[Callback]) -> NeuralPolicy:
+        # Without an objective for a window, as where policies are compared on held-out rounds.
+        if type(self)._objective is OfflinePolicyGradient._objective:
+            return super()._learn_stream(world, callbacks)
         return settled(self, world.log, world.seed)._minimise_stream(world, world.log, callbacks)
 
     def _minimise_stream(self, world: StreamedWorld, log: LogStream, callbacks: Sequence[Callback]) -> NeuralPolicy:

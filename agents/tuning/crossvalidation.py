@@ -65,7 +65,7 @@ def cross_validate(
 
     Raises:
         ConfigError: no candidate, or fewer than two folds.
-        DataError: fewer than two rounds a fold.
+        DataError: fewer than two rounds a fold, or no candidate with a value.
     """
     names, judge = names_of(learners), IS() if estimator is None else estimator
     pooled = held_out_estimates(
@@ -88,12 +88,26 @@ def cross_validate(
 def one_standard_error(estimates: Sequence[Estimate]) -> tuple[int, dict[str, FloatArray]]:
     """Return the first estimate behind the best by no more than the standard error of their paired difference.
 
-    Also how far each is behind, and that standard error, as columns of a table.
+    Also how far each is behind, and that standard error, as columns of a table. One without a value is never returned.
+
+    Raises:
+        DataError: none has a value.
     """
-    best = estimates[int(np.argmax([estimate.value for estimate in estimates]))]
+    values = np.array([estimate.value for estimate in estimates])
+    _check_known(values)
+    best = estimates[int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))]
     behind = [best.minus(estimate) for estimate in estimates]
     gaps, errors = (np.array(column) for column in zip(*((b.value, b.standard_error) for b in behind), strict=True))
     return int(np.argmax(gaps <= errors)), {"behind best": gaps, "s.e. of that": errors}
+
+
+def _check_known(values: FloatArray) -> None:
+    """Raise :class:`DataError` unless one of `values`, one a candidate, is a number."""
+    if not np.isfinite(values).any():
+        raise DataError(
+            f"{_LABEL}: expected a value of at least one candidate, got {values}: held-out rounds have no weight under "
+            "these policies; record more rounds, use fewer folds or splits, or an estimator with a reward model"
+        )
 
 
 def held_out_estimates(
@@ -178,7 +192,7 @@ def cross_validate_estimators(
 
     Raises:
         ConfigError: no candidate, or fewer than two splits.
-        DataError: fewer than four rounds.
+        DataError: fewer than four rounds, or no candidate with a value.
     """
     names, judge = names_of(estimators), IS() if validator is None else validator
     check_integer("splits", splits, 2)
@@ -200,7 +214,9 @@ def cross_validate_estimators(
             apart = value(estimator, seen.take(order[:cut])).value - value(judge, seen.take(order[cut:])).value
             distances[row, column] = apart**2
     mean, error = distances.mean(axis=1), distances.std(axis=1, ddof=1) / np.sqrt(splits)
-    index = int(np.argmin(mean + error))
+    bound = mean + error
+    _check_known(bound)
+    index = int(np.argmin(np.where(np.isfinite(bound), bound, np.inf)))
     return Tuning(
         method=f"{_LABEL} of estimators, {splits} splits against {type(judge).__name__}, one-standard-error rule",
         candidates=tuple(estimators),

@@ -242,6 +242,10 @@ def test_wrong_input(simulator, log, path, tmp_path):
     with pytest.raises(NumericalError, match="lower learning_rate"):
         agents.PromptRewardRegression(steps=300, learning_rate=1e30).fit_stream(stream)
 
+    for compared in (agents.BanditNet(), agents.SentenceDR()):
+        with pytest.raises(ConfigError, match="learns from logs in memory only"):
+            compared.fit(stream)
+
     class InMemory(agents.OfflineLearner[agents.NeuralPolicy]):
         pass
 

@@ -204,6 +204,20 @@ def extremes(simulator: op.Simulator) -> tuple[agents.ConstantPolicy, agents.Ora
     return agents.ConstantPolicy(int(scores.argmin()), 12), agents.OraclePolicy(simulator)
 
 
+def test_a_candidate_without_a_value_is_never_chosen(log):
+    """Self-normalised weights that are all zero give NaN, which is no best value and no least distance."""
+    unseen = log.take(log.action != 5)
+    never = agents.ConstantPolicy(5, 12)
+    chosen = agents.cross_validate_estimators([agents.SNIPS(), Shifted(bias=0.5)], never, unseen)
+    assert chosen.index == 1
+    found = agents.cross_validate([Always(5), Always(2)], unseen, estimator=agents.SNIPS())
+    assert (found.index, np.isnan(found.estimates[0].value)) == (1, True)
+    with pytest.raises(DataError, match="value of at least one candidate"):
+        agents.cross_validate_estimators([agents.SNIPS()], never, unseen)
+    with pytest.raises(DataError, match="value of at least one candidate"):
+        agents.cross_validate([Always(5)], unseen, estimator=agents.SNIPS())
+
+
 def test_a_surely_better_policy_is_selected_and_a_worse_one_is_not(simulator, log):
     worst, best = extremes(simulator)
     found = agents.select_policy({"worst": worst, "best": best}, log, logging_policy=UNIFORM)
