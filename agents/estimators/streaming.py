@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from agents.estimators.base import Estimator
-from agents.learners.base import OfflineLearner
+from agents.estimators.base import Estimator, noted
+from agents.learners.base import OfflineLearner, assume_cloned
 from agents.streaming import settled, without_numbers
 from offprompts_env.errors import DataError
 from offprompts_env.rng import integer_seed
@@ -55,16 +55,20 @@ def estimate_stream(
     given = {"generator": generator, "logging_policy": logging_policy}
     if log.n_windows == 1:
         return estimator.estimate(policy, log.load(), **given, seed=seed)  # type: ignore[arg-type]
+    notes: list[str] = []
     if is_dataclass(estimator) and not isinstance(estimator, type):
         cloning = getattr(estimator, "cloning", None)
-        if logging_policy is None and isinstance(cloning, OfflineLearner):
-            given["logging_policy"] = cloning.fit(log, seed=seed)
-        estimator = settled(estimator, log, seed)
+        with noted(notes):
+            if logging_policy is None and isinstance(cloning, OfflineLearner):
+                given["logging_policy"] = cloning.fit(log, seed=seed)
+                assume_cloned(f"agents.{type(estimator).__name__}", cloning)
+            estimator = settled(estimator, log, seed)
     total = _Total()
     for index, window in enumerate(log.windows()):
         own = integer_seed(seed, "window", index)
         total.add(estimator.estimate(policy, window, **given, seed=own), len(window))  # type: ignore[arg-type]
-    return total.estimate()
+    found = total.estimate()
+    return replace(found, warnings=(*found.warnings, *notes))
 
 
 @dataclass

@@ -285,10 +285,7 @@ class Worlds:
         if self.logging_policies is not None:
             return self.logging_policies
         clones = self.streamed.clones(cloning) if self.streamed else cloning.fit_many(self.stack.logs, seeds=self.seeds)
-        assume(
-            f"{label}: no logging policy was given; one was cloned from the log with {type(cloning).__name__} and "
-            "taken for the true one. Pass logging_policy= if it is known"
-        )
+        assume_cloned(label, cloning)
         return clones
 
 
@@ -337,6 +334,14 @@ class StreamedWorld:
 def assume(message: str) -> None:
     """Warn of an assumption, seen from where :meth:`OfflineLearner.fit` was called as far as warnings can tell."""
     warnings.warn(message, AssumptionWarning, stacklevel=3)
+
+
+def assume_cloned(label: str, cloning: Learner) -> None:
+    """Warn that `cloning` stands in for a logging policy."""
+    assume(
+        f"{label}: no logging policy was given; one was cloned from the log with {type(cloning).__name__} and "
+        "taken for the true one. Pass logging_policy= if it is known"
+    )
 
 
 def estimated_propensities(logging_policy: Policy, log: LoggedDataset) -> FloatArray:

@@ -96,8 +96,11 @@ def test_what_an_estimator_fits_first_is_fitted_once(simulator: Simulator, path,
             return agents.UniformPolicy(12)
 
     kernel = KernelIS(density=agents.MonteCarloDensity(5), n_samples=2, cloning=Cloning())
-    estimate_stream(kernel, policy, stream, generator=simulator.outputs)
+    assumed = estimate_stream(kernel, policy, stream, generator=simulator.outputs)
     assert fits == [stream, stream]
+    assert any("cloned from the log with Cloning" in note for note in assumed.warnings)
+    told = estimate_stream(kernel, policy, stream, generator=simulator.outputs, logging_policy=agents.UniformPolicy(12))
+    assert not any("cloned" in note for note in told.warnings)
 
 
 def test_no_weight_at_all(short, path):
