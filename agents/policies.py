@@ -16,7 +16,7 @@ import numpy as np
 from agents.networks import MLP
 from agents.records import Record, Recordable, kinds, load_record, recorded, revive, save_record
 from offprompts_env.config import check_integer, check_number
-from offprompts_env.errors import ConfigError
+from offprompts_env.errors import ConfigError, NumericalError
 from offprompts_env.sampling import check_policy
 from offprompts_env.simulator import Simulator
 from offprompts_env.types import Contexts, FloatArray, IntArray, Policy, PromptSet
@@ -36,9 +36,17 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 def greedy(scores: FloatArray) -> FloatArray:
-    """Return the pmf that puts everything on the first largest score of each row, (n, A)."""
-    pmf = np.zeros(scores.shape, dtype=np.float32)
-    pmf[np.arange(len(scores)), scores.argmax(axis=1)] = 1
+    """Return the pmf that puts everything on the first largest score of each row, (n, A).
+
+    Raises:
+        NumericalError: a score is NaN.
+    """
+    pmf, rows, best = np.zeros(scores.shape, dtype=np.float32), np.arange(len(scores)), scores.argmax(axis=1)
+    # To NumPy the first NaN of a row is its largest number.
+    unknown = np.isnan(scores[rows, best])
+    if unknown.any():
+        raise NumericalError(f"scores: got NaN in row {int(np.argmax(unknown))}; check the reward model and its inputs")
+    pmf[rows, best] = 1
     return pmf
 
 

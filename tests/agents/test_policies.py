@@ -12,7 +12,7 @@ import pytest
 import agents
 from agents.networks import MLP
 from agents.policies import softmax
-from offprompts_env.errors import ConfigError, DimensionError, StorageError
+from offprompts_env.errors import ConfigError, DimensionError, NumericalError, StorageError
 from offprompts_env.sampling import sample_actions
 from offprompts_env.simulator import Simulator
 from offprompts_env.types import LoggedDataset, Policy, PromptSet
@@ -128,6 +128,13 @@ class Foreign:
 
     def probabilities(self, contexts):
         return np.full((len(contexts), 2), 0.5)
+
+
+@pytest.mark.parametrize("kind", [agents.EpsilonGreedyPolicy, agents.SoftmaxPolicy])
+def test_a_score_that_is_nan_is_an_error_not_the_best(kind, log):
+    policy = kind(lambda contexts: np.tile([0.0, np.nan, 1.0], (len(contexts), 1)), 3)
+    with pytest.raises(NumericalError, match="NaN in row 0"):
+        sample_actions(policy, log.contexts, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
