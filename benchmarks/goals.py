@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,9 @@ class VectorRow:
     optimality: float
     torch_version: str = torch.__version__
 
+    def __str__(self) -> str:
+        return f"{self.point:<13} {self.learner:<16} world {self.world:>2}  {self.optimality:6.3f}"
+
 
 class Worlds(Comparison):
     """Worlds whose logging policies are kept on disk."""
@@ -120,7 +124,14 @@ class Worlds(Comparison):
 
 
 def measure_vectors(
-    points: Sequence[str], learners: Sequence[str], worlds: int, out: Path, *, contexts: int = 2_000, at_once: int = 5
+    points: Sequence[str],
+    learners: Sequence[str],
+    worlds: int,
+    out: Path,
+    report: Callable[[VectorRow], None],
+    *,
+    contexts: int = 2_000,
+    at_once: int = 5,
 ) -> list[VectorRow]:
     """Return the rows that are asked for, computing those that `out` does not hold.
 
@@ -129,6 +140,7 @@ def measure_vectors(
         learners: names in :data:`VECTOR_LEARNERS`.
         worlds: number of worlds; their seeds are 0, 1, 2, ...
         out: folder.
+        report: called with each new row.
         contexts: rounds over which policies are valued.
         at_once: worlds that are trained as one problem, between two writes.
     """
@@ -149,6 +161,7 @@ def measure_vectors(
             row = VectorRow(point, name, seed, float(reached))
             known[point, name, seed] = row
             append_row(path, row)
+            report(row)
     wanted = [(point, name, seed) for point in points for name in learners for seed in range(worlds)]
     return [known[key] for key in wanted]
 
@@ -283,6 +296,12 @@ class TextRow:
     sentences: int
     seconds: float
     torch_version: str = torch.__version__
+
+    def __str__(self) -> str:
+        return (
+            f"{self.learner:<16} log {self.data_seed} seed {self.seed}  {self.value:6.3f}   "
+            f"{self.sentences:>6} sentences   {self.seconds:6.1f} s"
+        )
 
 
 class Text:
@@ -421,6 +440,12 @@ def text_table(rows: Sequence[TextRow], truth: Truth) -> str:
     return "\n".join(lines)
 
 
+def progress(row: VectorRow | TextRow) -> None:
+    """Show a new row to who sits at a terminal; the tables come at the end."""
+    if sys.stderr.isatty():
+        print(row, file=sys.stderr, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=(__doc__ or "").split("\n")[0])
@@ -444,13 +469,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # At these sizes the published regressions overfit, and say so every time.
     warnings.simplefilter("ignore", agents.TrainingWarning)
     if chosen.command == "synthetic":
-        rows = measure_vectors(chosen.points, chosen.learners, chosen.worlds, chosen.out / "synthetic")
+        rows = measure_vectors(chosen.points, chosen.learners, chosen.worlds, chosen.out / "synthetic", progress)
         print(vector_table(rows))
         print(ahead(rows))
         return
     text = Text(chosen.out / "movielens")
     learners = {name: named[name] for name in chosen.learners}
-    found = measure_text(text, learners, chosen.data_seeds, chosen.seeds, lambda row: print(row, flush=True))
+    found = measure_text(text, learners, chosen.data_seeds, chosen.seeds, progress)
     print(text_table(found, text.truth))
 
 
