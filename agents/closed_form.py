@@ -40,13 +40,10 @@ def expected_similarity(
     variance = width + np.square(noise_std, dtype=np.float64) + 2 * kernel.output_noise**2
     factor = float(np.exp(0.5 * np.sum(np.log(width / variance)))) / (math.sqrt(2 * math.pi) * kernel.tau)
     scale = np.sqrt(0.5 / variance).astype(np.float32)
-    # ‖u − m‖² by products: the difference of all prompts would be written to memory once more.
-    u, m = logged * scale, means * scale
-    squared = np.matmul(m, u[:, :, None])[..., 0]
-    squared *= -2
-    squared += np.einsum("nad,nad->na", m, m)
-    squared += np.square(u).sum(axis=1, keepdims=True)
-    np.maximum(squared, 0, out=squared)
+    # Differences first: ‖u‖² − 2 u·m + ‖m‖² would lose the digits of sentences that are far from zero.
+    apart = means - logged[:, None]
+    apart *= scale
+    squared = np.einsum("nad,nad->na", apart, apart)
     np.exp(-squared, out=squared)
     squared *= np.float32(factor)
     return np.asarray(squared)

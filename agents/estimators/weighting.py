@@ -233,8 +233,10 @@ class LogarithmicSmoothing(ActionWeighting):
 class BetaIPS(ActionWeighting):
     """Importance sampling around the best constant: ``V̂ = β + mean_i w_i (r_i − β)`` (Gupta et al., RecSys 2024).
 
-    ``β* = Σ_i (w_i² − w_i) r_i / Σ_i (w_i² − w_i)`` has the least variance (arXiv 2405.05736). A constant is unbiased;
-    one estimated from the same rounds has a bias of order 1/n.
+    ``β* = E[(w² − w) r] / E[w² − w]`` has the least variance (arXiv 2405.05736). It is estimated as
+    ``Σ_i (w_i² − w̄ w_i) r_i / Σ_i (w_i² − w̄ w_i)``: with the mean weight w̄ in the place of its expectation 1 the
+    denominator is the variance of the weights, so that weights that happen to be small do not divide by nearly nothing.
+    A constant is unbiased; one estimated from the same rounds has a bias of order 1/n.
 
     Attributes:
         beta: β, or None to estimate β*.
@@ -255,10 +257,10 @@ class BetaIPS(ActionWeighting):
 
 
 def optimal_baseline(weights: FloatArray, reward: FloatArray) -> float:
-    """Return ``β* = Σ (w² − w) r / Σ (w² − w)``; 0 where the weights do not vary, and any constant is as good."""
-    spread = weights**2 - weights
+    """Return β*, see :class:`BetaIPS`; 0 where the weights do not vary, and any constant is as good."""
+    spread = (weights - weights.mean()) * weights
     total = float(spread.sum())
-    return float((spread * reward).sum()) / total if total > 1e-9 * len(weights) else 0.0
+    return float((spread * reward).sum()) / total if total > 1e-12 * float(weights @ weights) else 0.0
 
 
 def sub_gaussian(ratio: FloatArray, shrinkage: float) -> FloatArray:

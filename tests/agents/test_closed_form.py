@@ -93,7 +93,7 @@ def test_means_far_from_the_origin_do_not_lose_digits_that_matter():
     near, far = (
         expected_similarity(kernel, logged + shift, means + shift, np.ones(2, np.float32)) for shift in (0, offset)
     )
-    np.testing.assert_allclose(far, near, rtol=1e-2)
+    np.testing.assert_allclose(far, near, rtol=1e-5)
 
 
 def test_weights_average_to_one_under_the_logging_policy(simulator, log):

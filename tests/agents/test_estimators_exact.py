@@ -161,8 +161,19 @@ def test_cross_fitted_estimates_are_unbiased_and_others_are_not():
     assert expected(agents.BetaIPS(0.4)) == pytest.approx(truth, abs=1e-6)
 
 
-def test_the_best_constant_has_the_least_variance():
-    log = population()
+def test_weights_that_happen_to_be_small_do_not_make_the_best_constant_large():
+    """Weights 0.5 and 1.2072, whose ``Σ (w² − w)`` is nearly 0 though they vary."""
+    table = np.array([[0.5, 1.2072]])
+    log = rounds([0, 0], [0, 1], [0.0, 1.0], np.full(2, 1 / table.sum()), PromptSet(np.eye(2)))
+    policy = Table(table / table.sum())
+    estimate = agents.BetaIPS().estimate(policy, log)
+    assert -1 < estimate.diagnostics["beta"] < 3
+    moved = agents.BetaIPS().estimate(policy, replace(log, reward=log.reward + 5))
+    assert moved.value == pytest.approx(estimate.value + 5)
+
+
+@pytest.mark.parametrize("log", [population(), draw(30, np.random.default_rng(2), noise=0.5)], ids=["all", "drawn"])
+def test_the_best_constant_has_the_least_variance(log):
     best = agents.BetaIPS().estimate(Table(TARGET), log)
     beta = best.diagnostics["beta"]
     for other in (beta - 0.05, beta + 0.05, 0.0):
