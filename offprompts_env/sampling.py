@@ -74,16 +74,14 @@ def row_parts(n: int, n_prompts: int, at_once: int = MATRIX_AT_ONCE) -> Iterator
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def pmf_by_parts(
-    policy: Policy, contexts: Contexts, at_once: int = MATRIX_AT_ONCE
-) -> Iterator[tuple[slice, Contexts, FloatArray]]:
+def pmf_by_parts(policy: Policy, contexts: Contexts) -> Iterator[tuple[slice, Contexts, FloatArray]]:
     """Yield rows, their contexts and their checked pmf (m, A), part by part so that the whole is never held.
 
     Raises:
         DataError: `policy` does not give distributions.
         NumericalError: it gives NaN.
     """
-    for rows in row_parts(len(contexts), policy.n_prompts, at_once):
+    for rows in row_parts(len(contexts), policy.n_prompts):
         part = contexts.take(rows)
         yield rows, part, check_probabilities(policy.probabilities(part), len(part), policy.n_prompts)
 
