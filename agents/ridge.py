@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from offprompts_env.config import check_integer
+from offprompts_env.errors import ConfigError
 from offprompts_env.types import FloatArray
 
 # Below it one minus a leverage is rounding.
@@ -93,13 +94,32 @@ def fit_ridge(features: FloatArray, targets: FloatArray) -> RidgeFit:
     )
 
 
+# Most features of a polynomial: the decomposition of their products takes time with the cube, here a minute.
+MOST_FEATURES = 4096
+
+
+def n_interactions(d_c: int, d_o: int, degree: int) -> int:
+    """Return p, the number of features of :func:`interactions`."""
+    return d_c + d_o + (d_c * d_o + d_o * (d_o + 1) // 2 if degree == 2 else 0)
+
+
 def interactions(context: FloatArray, sentence: FloatArray, degree: int) -> FloatArray:
     """Return polynomial features (n, p) of `context` (n, d_c) and `sentence` (n, d_o).
 
     Degree 1: both. Degree 2: also every product of a sentence component with a context component or with another
     sentence component. Products of context components are left out: no prompt changes them.
+
+    Raises:
+        ConfigError: more than :data:`MOST_FEATURES`.
     """
     check_integer("degree", degree, 1, 2)
+    count = n_interactions(context.shape[1], sentence.shape[1], degree)
+    if count > MOST_FEATURES:
+        raise ConfigError(
+            f"polynomial: expected at most {MOST_FEATURES:,} features, got {count:,} of dimensions "
+            f"{context.shape[1]} and {sentence.shape[1]} at degree {degree}; reduce the embeddings first, for instance "
+            "with offprompts_env.text.encoder.PCAEncoder, or use degree 1 or agents.NetworkEnsemble"
+        )
     columns = [context, sentence]
     if degree == 2:
         first, second = np.triu_indices(sentence.shape[1])

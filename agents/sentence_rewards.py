@@ -24,7 +24,7 @@ from torch import Tensor
 from agents.networks import MLP, StackedMLP, homogeneous
 from agents.records import Record, recorded
 from agents.rewards import RegressionBatch, SavesModel, squared_error_gradient
-from agents.ridge import Polynomial, fit_ridge, interactions, shift_and_scale
+from agents.ridge import MOST_FEATURES, Polynomial, fit_ridge, interactions, n_interactions, shift_and_scale
 from agents.training import (
     BLOCK,
     Schedule,
@@ -213,6 +213,10 @@ class Candidate(EnsembleSource, Protocol):
         """What it is called in tables."""
         ...
 
+    def suits(self, log: LoggedDataset) -> bool:
+        """Return whether it can be fitted to logs of such dimensions in reasonable time."""
+        ...
+
 
 def _checked(logs: Sequence[LoggedDataset], least: int) -> StackedLogs:
     stack = StackedLogs(logs)
@@ -243,6 +247,11 @@ class PolynomialRidge:
     def name(self) -> str:
         """What the candidate is called in tables."""
         return f"polynomial of degree {self.degree}"
+
+    def suits(self, log: LoggedDataset) -> bool:
+        """Return whether the polynomial has no more features than :func:`agents.ridge.interactions` allows."""
+        d_c = log.context.shape[1] + log.query.shape[1]
+        return n_interactions(d_c, log.output.shape[1], self.degree) <= MOST_FEATURES
 
     def fit_many(
         self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None
@@ -320,6 +329,10 @@ class NetworkEnsemble:
     def name(self) -> str:
         """What the candidate is called in tables."""
         return f"{self.folds} networks with {'-'.join(map(str, self.hidden))} hidden units"
+
+    def suits(self, log: LoggedDataset) -> bool:
+        """Return True."""
+        return True
 
     def fit_many(
         self, logs: Sequence[LoggedDataset], *, seeds: Sequence[int] | None = None
@@ -448,7 +461,8 @@ class _Best:
 class SentenceRewardSearch:
     """The candidate with the smallest held-out squared error, each log its own.
 
-    Polynomials are judged by exact leave-one-out, networks by folds: both predict rounds they were not fitted to.
+    Polynomials are judged by exact leave-one-out, networks by folds: both predict rounds they were not fitted to. A
+    candidate that does not suit the log's dimensions, such as products of hundreds of them, is left out.
 
     Attributes:
         candidates: what is tried.
@@ -472,10 +486,17 @@ class SentenceRewardSearch:
     ) -> list[SentenceRewardEnsemble]:
         """Return the best model of each log; its `validation` has the error of every candidate by name."""
         chosen = check_seeds(logs, seeds)
-        fitted = [candidate.fit_many(logs, seeds=chosen) for candidate in self.candidates]
+        StackedLogs(logs).require_outputs("a sentence-reward model")
+        candidates = [candidate for candidate in self.candidates if candidate.suits(logs[0])]
+        if not candidates:
+            raise ConfigError(
+                f"candidates: expected one that suits outputs of dimension {logs[0].output.shape[1]}, got "
+                f"{[candidate.name for candidate in self.candidates]}; add agents.NetworkEnsemble()"
+            )
+        fitted = [candidate.fit_many(logs, seeds=chosen) for candidate in candidates]
         models = []
         for log, *own in zip(logs, *fitted, strict=True):
-            errors = {fit.name: model.validation["error"] for fit, model in zip(self.candidates, own, strict=True)}
+            errors = {fit.name: model.validation["error"] for fit, model in zip(candidates, own, strict=True)}
             best = min(own, key=lambda model: model.validation["error"])
             if np.ptp(log.reward) == 0:
                 warnings.warn(

@@ -331,3 +331,23 @@ def test_wrong_input(act, error, words):
     with pytest.raises(error) as caught:
         act(made(30, bilinear))
     assert words in str(caught.value)
+
+
+def test_a_polynomial_with_too_many_features_is_refused_and_left_out_of_a_search():
+    rng = np.random.default_rng(0)
+    wide = LoggedDataset(
+        context=rng.normal(size=(40, 2)),
+        query=rng.normal(size=(40, 2)),
+        action=np.zeros(40, dtype=int),
+        propensity=np.ones(40),
+        reward=rng.normal(size=40),
+        output=rng.normal(size=(40, 96)),
+        prompts=PromptSet(np.eye(1)),
+    )
+    with pytest.raises(ConfigError, match="5,140"):
+        agents.PolynomialRidge(2).fit_many([wide])
+    with pytest.warns(agents.TrainingWarning):
+        found = agents.SentenceRewardSearch((agents.PolynomialRidge(1), agents.PolynomialRidge(2))).fit(wide)
+    assert "polynomial of degree 2" not in found.validation
+    with pytest.raises(ConfigError, match="NetworkEnsemble"):
+        agents.SentenceRewardSearch((agents.PolynomialRidge(2),)).fit(wide)
