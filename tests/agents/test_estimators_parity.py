@@ -16,8 +16,7 @@ LOGGING, TARGET = RNG.dirichlet(np.ones(A), N), RNG.dirichlet(np.full(A, 0.5), N
 MODEL = RNG.normal(size=(N, A))
 ACTION = (LOGGING.cumsum(1) < RNG.random((N, 1))).sum(1).clip(max=A - 1)
 REWARD = (MODEL[np.arange(N), ACTION] + RNG.normal(size=N)).astype(np.float32)
-# A propensity that float32 holds exactly: what parity is about is the estimator.
-PROPENSITY = LOGGING[np.arange(N), ACTION].astype(np.float32).astype(np.float64)
+PROPENSITY = LOGGING[np.arange(N), ACTION]
 Q = agents.FittedRewards((Table(MODEL),))
 
 
