@@ -12,6 +12,7 @@ from agents.rewards import PromptRewardRegression, PromptRewards, SentenceReward
 from agents.training import check_seeds, world_streams
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError
+from offprompts_env.sampling import check_catalogue
 from offprompts_env.simulator import OutputModel
 from offprompts_env.types import LoggedDataset, Outputs
 
@@ -28,7 +29,7 @@ class TwoStepRegression:
     Attributes:
         sentences: the first step: a regression, or :class:`agents.FittedSentenceRewards`.
         prompts: the second step.
-        generators: one a log; None distils logged sentences only.
+        generators: one a log, or one for all, as for the folds of one log; None distils logged sentences only.
         n_generated: fresh sentences a log.
     """
 
@@ -46,13 +47,18 @@ class TwoStepRegression:
         Raises:
             ConfigError: not as many generators as logs.
             DataError: a log without outputs.
+            DimensionError: a generator of other prompts than its log's.
         """
-        chosen = check_seeds(logs, seeds)
-        if self.generators is not None and len(self.generators) != len(logs):
-            raise ConfigError(f"generators: expected {len(logs)}, one a log, got {len(self.generators)}")
+        chosen, generators = check_seeds(logs, seeds), self.generators
+        if generators is not None:
+            generators = generators * len(logs) if len(generators) == 1 else generators
+            if len(generators) != len(logs):
+                raise ConfigError(f"generators: expected {len(logs)}, one a log, got {len(generators)}")
+            for generator, log in zip(generators, logs, strict=True):
+                check_catalogue("generator", generator.prompts.fingerprint, log.prompts)
         models = self.sentences.fit_many(logs, seeds=chosen)
-        if self.generators is not None:
-            worlds = zip(logs, self.generators, chosen, strict=True)
+        if generators is not None:
+            worlds = zip(logs, generators, chosen, strict=True)
             logs = [self._generated(log, generator, seed) for log, generator, seed in worlds]
         distilled = [
             replace(log, reward=model(log.contexts, Outputs(log.output)))

@@ -7,6 +7,7 @@ import pytest
 
 import agents
 from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
+from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Outputs
 
 
@@ -105,6 +106,14 @@ def test_two_steps_learn_from_predictions_of_sentences(simulator, log):
 
 
 @pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+def test_one_generator_serves_all_folds_of_a_log(simulator, log):
+    quick = (agents.SentenceRewardRegression(steps=20), agents.PromptRewardRegression(steps=20))
+    source = agents.TwoStepRegression(*quick, (simulator.outputs,), n_generated=50)
+    estimate = agents.DR(source, folds=3).estimate(agents.UniformPolicy(12), log.take(slice(60)))
+    assert np.isfinite(estimate.value)
+
+
+@pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
 def test_models_load_back_with_the_same_bits(log, tmp_path):
     prompt = agents.PromptRewardRegression(steps=10).fit(log)
     sentence = agents.SentenceRewardRegression(steps=10).fit(log)
@@ -134,6 +143,13 @@ def test_wrong_files(log, tmp_path):
         (lambda log: agents.PromptRewardRegression(pessimism=float("nan")), ConfigError, "pessimism"),
         (lambda log: agents.TwoStepRegression(n_generated=0), ConfigError, "n_generated"),
         (lambda log: agents.TwoStepRegression(generators=()).fit_many([log]), ConfigError, "generators: expected 1"),
+        (
+            lambda log: agents.TwoStepRegression(generators=(SyntheticConfig(n_prompts=12).build().outputs,)).fit_many(
+                [log]
+            ),
+            DimensionError,
+            "generator: expected prompts with fingerprint",
+        ),
         (lambda log: agents.FittedSentenceRewards(()).fit_many([log]), ConfigError, "models: expected 1"),
         (
             lambda log: agents.TwoStepRegression().fit_many([replace(log, output=log.output[:, :0])]),
