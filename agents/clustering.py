@@ -14,9 +14,9 @@ import numpy as np
 
 from agents.kernels import generate
 from agents.records import Record, recorded
-from agents.training import check_seeds, world_streams
+from agents.training import check_one_each, check_seeds, world_streams
 from offprompts_env.config import check_integer
-from offprompts_env.errors import ConfigError, DataError, DimensionError, missing_dependency
+from offprompts_env.errors import DataError, DimensionError, missing_dependency
 from offprompts_env.rng import integer_seed
 from offprompts_env.sampling import check_catalogue
 from offprompts_env.simulator import GaussianOutputs, OutputModel
@@ -249,8 +249,7 @@ class KnownClusters:
             ConfigError: not as many partitions as logs.
             DimensionError: a partition of other prompts than its log's.
         """
-        if len(self.partitions) != len(logs):
-            raise ConfigError(f"partitions: expected {len(logs)}, one a log, got {len(self.partitions)}")
+        check_one_each("partitions", self.partitions, logs)
         for clusters, log in zip(self.partitions, logs, strict=True):
             if clusters.n_prompts != log.n_prompts:
                 raise DimensionError(f"clusters: expected labels of {log.n_prompts} prompts, got {clusters.n_prompts}")

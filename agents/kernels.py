@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
-from agents.training import BLOCK, Schedule, StackedLogs, check_hidden, check_seeds, normals, train, world_streams
+from agents.training import (
+    BLOCK,
+    Schedule,
+    StackedLogs,
+    check_hidden,
+    check_one_each,
+    check_seeds,
+    normals,
+    train,
+    world_streams,
+)
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DataError, NumericalError
 from offprompts_env.sampling import check_policy, check_probabilities, row_parts
@@ -169,8 +179,7 @@ def _check_worlds(
     logs: Sequence[LoggedDataset], generators: Sequence[OutputModel], logging_policies: Sequence[Policy]
 ) -> None:
     for name, parts in (("generators", generators), ("logging_policies", logging_policies)):
-        if len(parts) != len(logs):
-            raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
+        check_one_each(name, parts, logs)
     for log, policy in zip(logs, logging_policies, strict=True):
         check_policy(policy, log.prompts, "the log")
 

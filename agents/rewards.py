@@ -27,6 +27,7 @@ from agents.training import (
     Schedule,
     StackedLogs,
     check_hidden,
+    check_one_each,
     check_seeds,
     stack_draws,
     train,
@@ -444,8 +445,7 @@ class FittedRewards:
             ConfigError: not as many models as logs.
             DimensionError: a model over another catalogue than its log's.
         """
-        if len(self.models) != len(logs):
-            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
+        check_one_each("models", self.models, logs)
         for model, log in zip(self.models, logs, strict=True):
             check_catalogue("reward model", model.catalogue, log.prompts)
         return list(self.models)
@@ -514,6 +514,5 @@ class FittedSentenceRewards:
         Raises:
             ConfigError: not as many models as logs.
         """
-        if len(self.models) != len(logs):
-            raise ConfigError(f"models: expected {len(logs)}, one a log, got {len(self.models)}")
+        check_one_each("models", self.models, logs)
         return list(self.models)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP, homogeneous
 from agents.records import Record, recorded
-from agents.rewards import RegressionBatch, SavesModel, squared_error_gradient
+from agents.rewards import RegressionBatch, SavesModel, SentenceModel, squared_error_gradient
 from agents.ridge import MOST_FEATURES, Polynomial, fit_ridge, interactions, n_interactions, shift_and_scale
 from agents.training import (
     BLOCK,
@@ -44,7 +44,7 @@ _LABEL = "sentence-reward model"
 
 
 @runtime_checkable
-class SentenceRewardEnsemble(Protocol):
+class SentenceRewardEnsemble(SentenceModel, Protocol):
     """A fitted ``r̂(x, q, s)`` with members."""
 
     @property

@@ -409,6 +409,12 @@ def check_simulators(simulators: Sequence[Simulator]) -> None:
         check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
 
 
+def check_one_each(name: str, given: Sequence[object] | None, logs: Sequence[object]) -> None:
+    """Raise :class:`ConfigError` unless `given`, which error messages call `name`, is None or has one entry a log."""
+    if given is not None and len(given) != len(logs):
+        raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(given)}")
+
+
 def check_seeds(logs: Sequence[object], seeds: Sequence[int] | None) -> list[int]:
     """Return one seed a log: `seeds`, or 0, 1, 2, ... by default.
 
@@ -416,6 +422,5 @@ def check_seeds(logs: Sequence[object], seeds: Sequence[int] | None) -> list[int
         ConfigError: not as many seeds as logs.
     """
     chosen = list(range(len(logs))) if seeds is None else list(seeds)
-    if len(chosen) != len(logs):
-        raise ConfigError(f"seeds: expected {len(logs)}, one a log, got {len(chosen)}")
+    check_one_each("seeds", chosen, logs)
     return chosen

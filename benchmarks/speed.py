@@ -276,10 +276,8 @@ def learning(worlds: int = 4) -> list[Figure]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", agents.TrainingWarning)
         models = agents.FittedRewards(tuple(agents.PromptRewardRegression(steps=1000).fit_many(logs)))
-        prompt, sentence = (
-            seconds(lambda part=part: part(steps=25_000).fit_many(logs), 1) * 4 / worlds
-            for part in (agents.PromptRewardRegression, agents.SentenceRewardRegression)
-        )
+        prompt = seconds(lambda: agents.PromptRewardRegression(steps=25_000).fit_many(logs), 1) * 4 / worlds
+        sentence = seconds(lambda: agents.SentenceRewardRegression(steps=25_000).fit_many(logs), 1) * 4 / worlds
 
         def fit(learner: agents.Learner, share: float, repeat: int = 1) -> float:
             def work() -> None:
@@ -343,19 +341,19 @@ def estimating(n: int = 10_000) -> list[Figure]:
         for rows in parts:
             policy.probabilities(log.contexts.take(rows))
 
+    def milliseconds(estimator: agents.Estimator) -> float:
+        return 1e3 * seconds(lambda: estimator.estimate(policy, log), 5)
+
     limit = 1e3 * seconds(look, 5)
+    judges: list[agents.Estimator] = [
+        agents.IS(), agents.SNIPS(), agents.DM(rewards=models), agents.DR(rewards=models), agents.DRos(rewards=models)
+    ]  # fmt: skip
     return [
         Figure(
-            f"{name} of 10,000 rounds", 1e3 * seconds(lambda own=own: own.estimate(policy, log), 5), "ms", "lower", 50,
+            f"{type(judge).__name__} of 10,000 rounds", milliseconds(judge), "ms", "lower", 50,
             limit, "the policy's probabilities alone",
         )
-        for name, own in {
-            "IS": agents.IS(),
-            "SNIPS": agents.SNIPS(),
-            "DM": agents.DM(rewards=models),
-            "DR": agents.DR(rewards=models),
-            "DRos": agents.DRos(rewards=models),
-        }.items()
+        for judge in judges
     ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from agents.training import (
     Schedule,
     StackedLogs,
     check_hidden,
+    check_one_each,
     check_seeds,
     differentiate,
     train_in_phases,
@@ -293,8 +294,7 @@ def _check_one_a_log(
     logs: Sequence[object], generators: Sequence[OutputModel] | None, logging_policies: Sequence[Policy] | None
 ) -> None:
     for name, parts in (("generators", generators), ("logging_policies", logging_policies)):
-        if parts is not None and len(parts) != len(logs):
-            raise ConfigError(f"{name}: expected {len(logs)}, one a log, got {len(parts)}")
+        check_one_each(name, parts, logs)
 
 
 @dataclass(frozen=True, eq=False)
