@@ -28,6 +28,11 @@ Residual = Literal["kernel", "action"]
 Mix = tuple[float, float]
 """Shares (λ, μ) of the model and of weighted residuals."""
 
+# Factor on β without residuals: nothing is left to learn.
+_GREEDY = 1e3
+# Rounds from which a reward model that has any use predicts.
+_ENOUGH = 1_000
+
 
 @dataclass(frozen=True)
 class SentenceDR(ExactPG):
@@ -44,8 +49,10 @@ class SentenceDR(ExactPG):
 
     Residuals cost variance and a wrong r̂ misleads, so the mix is chosen on held-out rounds: each is tried on the
     others, and the first wins whose doubly robust value there is within `tolerance` standard errors (of the paired
-    difference) of the best one's. Where r̂ predicts rewards no better than their mean does, it has no such benefit of
-    the doubt and the best wins. Then all rounds are learned from.
+    difference) of the best one's. Where 1,000 rounds were not enough for r̂ to predict held-out rewards better than
+    their mean does, only mixes with the smallest share of it are looked at: it is wrong, whatever noisy weights say;
+    of fewer rounds that is no evidence. Then all rounds are learned from. Where no residuals are mixed in, J is
+    greatest at the prompt with the best prediction, and β is so large that the policy is there from the start.
 
     Attributes:
         models: how r̂ and the prompts' sentences are made.
@@ -79,10 +86,10 @@ class SentenceDR(ExactPG):
         GaussianKernel(self.tau, self.output_noise)
         if self.residual not in get_args(Residual):
             raise unknown_name("residual", self.residual, get_args(Residual))
-        if not self.mixes or any(len(mix) != 2 or min(mix) < 0 or max(mix) == 0 for mix in self.mixes):
+        if not self.mixes or not all(_is_mix(mix) for mix in self.mixes):
             raise ConfigError(
-                f"mixes: expected pairs of shares ≥ 0 of the model and of residuals, not both 0, got {self.mixes}; "
-                "((1, 0), (1, 1)) compares the direct method with the doubly robust one"
+                f"mixes: expected pairs of finite shares ≥ 0 of the model and of residuals, not both 0, got "
+                f"{self.mixes}; ((1, 0), (1, 1)) compares the direct method with the doubly robust one"
             )
         check_number("tolerance", self.tolerance, 0)
         for name in ("clip", "sharpness", "train_fraction"):
@@ -114,12 +121,13 @@ class SentenceDR(ExactPG):
         values = [self._held_out(judge, policies) for policies in tried]
         chosen = []
         for world in range(judge.stack.worlds):
-            own = [terms[world] for terms in values]
-            tolerance = self.tolerance if _predicts(tried[0][world]) else 0.0
-            best = max(own, key=lambda terms: float(terms.mean()))
-            for mix, terms in zip(self.mixes, own, strict=True):
+            wrong = len(learn.stack.logs[world]) >= _ENOUGH and not _predicts(tried[0][world])
+            most = min(model for model, _ in self.mixes) if wrong else np.inf
+            own = {mix: terms[world] for mix, terms in zip(self.mixes, values, strict=True) if mix[0] <= most}
+            best = max(own.values(), key=lambda terms: float(terms.mean()))
+            for mix, terms in own.items():
                 lost = best - terms
-                if lost.mean() <= tolerance * lost.std(ddof=1) / np.sqrt(len(lost)):
+                if lost.mean() <= self.tolerance * lost.std(ddof=1) / np.sqrt(len(lost)):
                     chosen.append(mix)
                     break
         return chosen
@@ -131,7 +139,11 @@ class SentenceDR(ExactPG):
         scores, times, count = self.models.fit_many(worlds), len(mixes), worlds.stack.worlds
         logs = worlds.stack.logs
         sharp = [self._beta(own, log) for own, log in zip(scores, logs, strict=True)]
-        betas = [own[world][0] * sharp[world] for own in mixes for world in range(count)]
+        betas = [
+            model * sharp[world] * (1.0 if residual else _GREEDY)
+            for own in mixes
+            for world, (model, residual) in enumerate(own)
+        ]
         predicted = [own.logged(log) for own, log in zip(scores, logs, strict=True)]
         weights = self._weights(worlds, scores)
 
@@ -195,6 +207,10 @@ class SentenceDR(ExactPG):
                 terms[rows] += np.einsum("na,na->n", pmf, weights(world, index), dtype=np.float64) * residual[rows]
             found.append(terms)
         return found
+
+
+def _is_mix(mix: Sequence[float]) -> bool:
+    return len(mix) == 2 and bool(np.isfinite(mix).all()) and min(mix) >= 0 and max(mix) > 0
 
 
 def _predicts(policy: TiltedPolicy) -> bool:
