@@ -102,7 +102,10 @@ class SentenceDR(ExactPG):
             policies = tuple(worlds.logging_policies_or_clones("agents.SentenceDR", self.cloning))
             worlds = replace(worlds, logging_policies=policies)
         else:
-            worlds.propensities("agents.SentenceDR")
+            # Looked up once, so that what is assumed of them is said once.
+            known = np.split(worlds.logged_propensities("agents.SentenceDR"), np.cumsum(worlds.stack.sizes)[:-1])
+            logs = [replace(log, propensity=own) for log, own in zip(worlds.stack.logs, known, strict=True)]
+            worlds = replace(worlds, stack=StackedLogs(logs))
         chosen = [self.mixes[0]] * worlds.stack.worlds
         if len(self.mixes) > 1:
             names = world_streams(worlds.seeds, self.label, "split")

@@ -235,6 +235,11 @@ def test_unknown_propensities_and_logging_policies():
     unknown = replace(log, propensity=np.full(len(log), np.nan))
     with pytest.raises(PropensityError):
         learner(**BY_PROMPT).fit(unknown, generator=Numbers())
+    with pytest.warns(agents.AssumptionWarning, match="propensities are unknown") as said:
+        assumed = learner(steps=1, **BY_PROMPT).fit(unknown, generator=Numbers(), logging_policy=Table(LOGGING))
+    assert len(said) == 1
+    same = learner(steps=1, **BY_PROMPT).fit(log, generator=Numbers())
+    np.testing.assert_array_equal(assumed.network.layers[0], same.network.layers[0])
     config = learner(steps=1, cloning=agents.BehaviorCloning(steps=5))
     with pytest.warns(agents.AssumptionWarning, match=r"agents\.SentenceDR: no logging policy was given"):
         config.fit(unknown, generator=Numbers())
