@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from agents.learners.base import Worlds
 from agents.training import StackedLogs, TrainingWarning
+from agents.worlds import Worlds
 from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Array, Estimate, FloatArray, LoggedDataset, Policy
 

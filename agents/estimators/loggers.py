@@ -13,10 +13,11 @@ import numpy as np
 
 from agents.estimators.base import constant_rewards, float64, noted, support, weighted_estimate
 from agents.estimators.look import Look, fit_rewards, look_at
-from agents.learners.base import Learner, Worlds
+from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
 from agents.rewards import PromptRewardSource
 from agents.training import StackedLogs
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer
 from offprompts_env.errors import DataError, PropensityError
 from offprompts_env.sampling import check_catalogue, check_policy, chosen_probabilities

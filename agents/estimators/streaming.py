@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from agents.estimators.base import Estimator, noted
-from agents.learners.base import OfflineLearner, assume_cloned
+from agents.learners.base import OfflineLearner
 from agents.streaming import settled, without_numbers
+from agents.worlds import assume_cloned
 from offprompts_env.errors import DataError
 from offprompts_env.rng import integer_seed
 from offprompts_env.simulator import OutputModel

@@ -13,11 +13,12 @@ from torch import Tensor
 from agents import gradients
 from agents.feeds import Batch
 from agents.gradients import ActionDistribution
-from agents.learners.base import Callback, Objective, OfflinePolicyGradient, PolicyGradient, StreamedWorld, Worlds
+from agents.learners.base import Callback, Objective, OfflinePolicyGradient, PolicyGradient
 from agents.networks import StackedMLP, homogeneous
 from agents.policies import NeuralPolicy
 from agents.streaming import HELD_OUT_ROWS
 from agents.training import BLOCK, check_seeds, check_simulators, world_streams
+from agents.worlds import StreamedWorld, Worlds
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, DimensionError
 from offprompts_env.rng import integer_seed

@@ -19,9 +19,10 @@ from torch import Tensor
 from agents import gradients
 from agents.feeds import Batch
 from agents.gradients import ActionDistribution
-from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Objective, OfflinePolicyGradient
 from agents.learners.cloning import BehaviorCloning
 from agents.training import StackedLogs
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import PropensityError
 from offprompts_env.sampling import pmf_by_parts, row_parts

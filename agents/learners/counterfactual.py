@@ -19,10 +19,11 @@ from torch import Tensor
 from agents import gradients
 from agents.feeds import Batch, LoggedRounds
 from agents.gradients import ActionDistribution
-from agents.learners.base import Callback, Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Callback, Objective, OfflinePolicyGradient
 from agents.networks import StackedMLP
 from agents.policies import NeuralPolicy
 from agents.training import StackedLogs, world_streams
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.sampling import MATRIX_AT_ONCE, chosen_probabilities

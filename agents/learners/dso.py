@@ -17,11 +17,12 @@ from agents import gradients
 from agents.feeds import FreshFeed, PreparedFeed, SentenceBatch
 from agents.gradients import ActionDistribution
 from agents.kernels import GaussianKernel, Kernel, LoggingDensity, NetworkDensity, blurred
-from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Objective, OfflinePolicyGradient
 from agents.learners.cloning import BehaviorCloning
 from agents.networks import StackedMLP
 from agents.rewards import SentenceModel, SentenceRewards, SentenceRewardSource
 from agents.training import Feed, StackedLogs
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.simulator import GaussianOutputs
 from offprompts_env.types import Outputs

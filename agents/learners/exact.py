@@ -19,11 +19,12 @@ import numpy as np
 
 from agents.closed_form import kernel_weights
 from agents.kernels import GaussianKernel
-from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Objective, OfflinePolicyGradient
 from agents.learners.cloning import BehaviorCloning
 from agents.learners.sentence import SentenceModels
 from agents.pools import GainBatch, GainFeed, Gains, expected_gain_gradient
 from agents.sentences import SentenceMeans, SentenceRegression, known_sentences
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.simulator import GaussianOutputs
 from offprompts_env.types import FloatArray, IntArray, Policy

@@ -19,13 +19,14 @@ from agents import gradients
 from agents.clustering import EmbeddingClusters, PromptClustering
 from agents.feeds import Batch, LoggedRounds
 from agents.gradients import ActionDistribution
-from agents.learners.base import Callback, OfflineLearner, PolicyGradient, Worlds
+from agents.learners.base import Callback, OfflineLearner, PolicyGradient
 from agents.learners.cloning import BehaviorCloning
 from agents.networks import MLP, StackedMLP
 from agents.policies import SoftmaxPolicy
 from agents.rewards import PromptRewardRegression, PromptRewards, PromptRewardSource
 from agents.training import StackedLogs, differentiate, train, world_streams
 from agents.two_stage import SecondStage, TwoStagePolicy
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import DimensionError, PropensityError
 from offprompts_env.sampling import pmf_by_parts

@@ -14,9 +14,10 @@ from torch import Tensor
 from agents import gradients
 from agents.feeds import Batch
 from agents.gradients import ActionDistribution
-from agents.learners.base import Objective, OfflinePolicyGradient, Worlds
+from agents.learners.base import Objective, OfflinePolicyGradient
 from agents.networks import StackedMLP
 from agents.rewards import PromptRewardRegression, PromptRewardSource
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 
 

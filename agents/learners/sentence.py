@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from agents.kernels import generate
-from agents.learners.base import Callback, OfflineLearner, Worlds
+from agents.learners.base import Callback, OfflineLearner
 from agents.policies import EpsilonGreedyPolicy
 from agents.sentence_rewards import EnsembleSource, SentenceRewardEnsemble, SentenceRewardSearch
 from agents.sentences import SentenceMeans, SentenceRegression, SentenceScores, WithPrompts, known_sentences
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError
 from offprompts_env.rng import stream

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.kernels import GaussianKernel
-from agents.learners.base import Callback, Worlds
+from agents.learners.base import Callback
 from agents.learners.cloning import BehaviorCloning
 from agents.learners.exact import ExactPG, KernelWeights
 from agents.learners.sentence import SentenceModels
@@ -18,6 +18,7 @@ from agents.policies import NeuralPolicy, TiltedPolicy
 from agents.pools import Gains
 from agents.sentences import SentenceScores, WithPrompts
 from agents.training import StackedLogs, world_streams
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError, DataError, unknown_name
 from offprompts_env.sampling import pmf_by_parts

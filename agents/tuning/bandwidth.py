@@ -12,7 +12,7 @@ import numpy as np
 from agents.estimators.base import noted
 from agents.estimators.sentence import SentenceDM
 from agents.kernels import GaussianKernel, Kernel, NetworkDensity, draw_actions, generate
-from agents.learners.base import Callback, OfflineLearner, Worlds
+from agents.learners.base import Callback, OfflineLearner
 from agents.learners.dso import DSO
 from agents.policies import NeuralPolicy
 from agents.rewards import FittedSentenceRewards, SentenceRewardSource
@@ -20,6 +20,7 @@ from agents.sentence_rewards import SentenceRewardSearch
 from agents.training import StackedLogs
 from agents.tuning.crossvalidation import held_out_estimates, one_standard_error
 from agents.tuning.record import Tuning, distinct
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.rng import stream

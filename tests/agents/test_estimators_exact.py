@@ -11,9 +11,9 @@ import pytest
 import agents
 from agents.clustering import KnownClusters, PromptClusters
 from agents.estimators.look import draw_prompts, systematic
-from agents.learners.base import Worlds
 from agents.networks import MLP
 from agents.training import StackedLogs
+from agents.worlds import Worlds
 from offprompts_env.errors import NumericalError
 from offprompts_env.types import PromptSet
 from tests.agents.tiny_bandit import (

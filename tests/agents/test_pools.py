@@ -12,10 +12,10 @@ import agents
 from agents import pools
 from agents.gradients import ActionDistribution, kernel_importance_sampling
 from agents.kernels import blurred
-from agents.learners.base import Worlds
 from agents.networks import StackedMLP
 from agents.pools import GainBatch, GainFeed, expected_gain, expected_gain_gradient
 from agents.training import BLOCK, StackedLogs, differentiate
+from agents.worlds import Worlds
 from offprompts_env.synthetic import AdditiveOutputs
 from offprompts_env.types import LoggedDataset, PromptSet
 

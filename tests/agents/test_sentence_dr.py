@@ -113,7 +113,7 @@ def test_the_prior_is_the_model_in_units_of_its_spread(monkeypatch):
 def test_held_out_values_are_unbiased_whatever_the_model(weights):
     log, config = population(), learner(mixes=((1.0, 1.0),), **weights)
     policy = fit(config, log)
-    worlds = agents.learners.base.Worlds(agents.training.StackedLogs([log]), (Numbers(),), (Table(LOGGING),), (0,))
+    worlds = agents.worlds.Worlds(agents.training.StackedLogs([log]), (Numbers(),), (Table(LOGGING),), (0,))
     flat = replace(policy, beta=1.5, network=MLP(tuple(np.zeros_like(layer) for layer in policy.network.layers)))
     for judged in (policy, flat):
         (terms,) = config._held_out(worlds, [judged])

@@ -12,8 +12,8 @@ import agents
 import offprompts_env as op
 from agents.feeds import LoggedRounds
 from agents.gradients import ActionDistribution
-from agents.learners.base import Worlds
 from agents.sentences import AffineSentences, LearnedSentences, WithPrompts
+from agents.worlds import Worlds
 from offprompts_env.errors import ConfigError, DataError, DimensionError, NumericalError
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, IntArray, LoggedDataset, Outputs
