@@ -101,8 +101,8 @@ class Cell:
 
 # Why a cell may be off although the method is the published one: what was measured, not what is hoped.
 _REGRESSION = (
-    "what rests on the prompt-reward regression, and the logging policy too, lies about one standard error or two above "
-    "the published means at nearly every size; all cells share their twenty worlds. Why was not found; nothing was tuned"
+    "what rests on the prompt-reward regression, and the logging policy too, lies one to two standard errors above the "
+    "published means at nearly every size; all cells share their worlds. Why was not found, and nothing was tuned"
 )
 REASONS: Mapping[tuple[str, int], str] = {
     ("greedy", 2000): _REGRESSION,
