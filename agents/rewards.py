@@ -19,17 +19,15 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP
 from agents.records import Record, Recordable, load_record, recorded, save_record
+from agents.regression import Contrasts, RegressionRounds, pessimistic_error_gradient, squared_error_gradient
 from agents.streaming import HELD_OUT_ROWS, Window, training_windows
 from agents.training import (
-    BLOCK,
-    Feed,
     Phase,
     Schedule,
     StackedLogs,
     check_hidden,
     check_one_each,
     check_seeds,
-    stack_draws,
     train,
     train_in_phases,
     warn_if_useless,
@@ -165,92 +163,6 @@ def _side_by_side(*columns: FloatArray) -> FloatArray:
     return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class RegressionBatch:
-    """Inputs (W, B, d + 1) and what is to be predicted, (W, B, 1)."""
-
-    inputs: Tensor
-    target: Tensor
-
-
-def squared_error(outputs: Tensor, batch: RegressionBatch) -> Tensor:
-    """Return the mean of ``(output − target)²`` over the batch, (W,)."""
-    return (outputs - batch.target).square().mean((1, 2))
-
-
-def squared_error_gradient(outputs: Tensor, batch: RegressionBatch) -> tuple[Tensor, Tensor]:
-    """Return :func:`squared_error` and its derivative by hand: autograd would double the time of so small a step."""
-    residual = outputs - batch.target
-    return residual.square().mean((1, 2)), residual * (2 / residual.shape[1])
-
-
-class _Rounds:
-    """Feed of logged rounds drawn with replacement from each world's training part."""
-
-    def __init__(
-        self,
-        stack: StackedLogs,
-        inputs: Tensor,
-        parts: Sequence[Tensor],
-        rngs: Sequence[np.random.Generator],
-        batch_size: int,
-    ) -> None:
-        self._stack, self._inputs, self._parts, self._rngs, self._batch_size = stack, inputs, parts, rngs, batch_size
-
-    def block(self, steps: int, network: StackedMLP) -> list[RegressionBatch]:
-        rows = self._stack.rows(self._rngs, min(steps, BLOCK), self._batch_size, self._parts)
-        inputs, target = self._inputs[rows], self._stack.reward[rows][..., None]
-        return [RegressionBatch(x, y) for x, y in zip(inputs, target, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class ContrastBatch:
-    """Inputs (W, 2 B, d + 1) of logged rounds, then of the same rounds with other prompts; targets (W, B, 1)."""
-
-    inputs: Tensor
-    target: Tensor
-
-
-def pessimistic_error(outputs: Tensor, batch: ContrastBatch, pessimism: float) -> Tensor:
-    """Return :func:`squared_error` plus `pessimism` times how far other prompts are predicted above logged ones, (W,).
-
-    The excess is ``mean_i q̂(x_i, q_i, a'_i) − q̂(x_i, q_i, a_i)``, a' uniform: what was never tried looks bad (released
-    code of arXiv 2504.02646; Kumar et al., "Conservative Q-Learning", 2020).
-    """
-    logged, others = outputs.chunk(2, dim=1)
-    return (logged - batch.target).square().mean((1, 2)) + pessimism * (others - logged).mean((1, 2))
-
-
-def pessimistic_error_gradient(outputs: Tensor, batch: ContrastBatch, pessimism: float) -> tuple[Tensor, Tensor]:
-    """Return :func:`pessimistic_error` and its derivative, by hand."""
-    logged, others = outputs.chunk(2, dim=1)
-    residual, excess = logged - batch.target, (others - logged).mean((1, 2))
-    share = pessimism / residual.shape[1]
-    slope = torch.cat([residual * (2 / residual.shape[1]) - share, torch.full_like(others, share)], dim=1)
-    return residual.square().mean((1, 2)) + pessimism * excess, slope
-
-
-class _Contrasts:
-    """Feed of logged rounds, each beside the same round with a uniform prompt."""
-
-    def __init__(
-        self, rounds: Feed[RegressionBatch], stack: StackedLogs, rngs: Sequence[np.random.Generator], batch_size: int
-    ) -> None:
-        self._rounds, self._stack, self._rngs, self._batch_size = rounds, stack, rngs, batch_size
-
-    def block(self, steps: int, network: StackedMLP) -> list[ContrastBatch]:
-        batches = self._rounds.block(steps, network)
-        shape, stack = (len(batches), self._batch_size), self._stack
-        prompts = stack_draws(lambda rng: rng.integers(stack.n_prompts, size=shape), self._rngs)
-        d = stack.inputs.shape[1] - 1
-        contrasts = []
-        for batch, drawn in zip(batches, prompts, strict=True):
-            own, embeddings = batch.inputs, stack.embeddings[stack.prompt_rows(drawn)]
-            others = torch.cat([own[..., :d], embeddings, own[..., -1:]], dim=-1)
-            contrasts.append(ContrastBatch(torch.cat([own, others], dim=1), batch.target))
-        return contrasts
-
-
 @dataclass(frozen=True)
 class _Regression:
     """What both regressions share.
@@ -289,7 +201,8 @@ class _Regression:
         label: str,
     ) -> Phase[Any]:
         """Return `steps` steps on `parts` of the rounds, with `inputs` (Σn, d + 1)."""
-        feed = _Rounds(stack, inputs, parts, world_streams(seeds, label, "batches"), self.batch_size)
+        rngs = world_streams(seeds, label, "batches")
+        feed = RegressionRounds(stack, inputs, stack.reward, parts, rngs, self.batch_size)
         return Phase(steps, feed, squared_error_gradient)
 
     def _fit(
@@ -367,7 +280,7 @@ class PromptRewardRegression(_Regression):
 
     Attributes:
         pessimism: weight λ ≥ 0 of a penalty on what is predicted for uniform prompts beyond logged ones,
-            :func:`pessimistic_error`; 0.1 in the released code's pessimistic variant.
+            :func:`agents.regression.pessimistic_error`; 0.1 in the released code's pessimistic variant.
     """
 
     pessimism: float = 0.0
@@ -388,7 +301,7 @@ class PromptRewardRegression(_Regression):
         plain = super()._phase(steps, stack, inputs, parts, seeds, label)
         if self.pessimism == 0:
             return plain
-        feed = _Contrasts(plain.feed, stack, world_streams(seeds, label, "other prompts"), self.batch_size)
+        feed = Contrasts(plain.feed, stack, world_streams(seeds, label, "other prompts"), self.batch_size)
         return Phase(steps, feed, partial(pessimistic_error_gradient, pessimism=self.pessimism))
 
     def fit(self, log: LoggedDataset, *, seed: int = 0) -> PromptRewards:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from agents.networks import MLP, StackedMLP, homogeneous
 from agents.records import Record, recorded
-from agents.rewards import RegressionBatch, SavesModel, SentenceModel, squared_error_gradient
+from agents.regression import RegressionRounds, squared_error_gradient
+from agents.rewards import SavesModel, SentenceModel
 from agents.ridge import MOST_FEATURES, Polynomial, fit_ridge, interactions, n_interactions, shift_and_scale
 from agents.training import (
-    BLOCK,
     Schedule,
     StackedLogs,
     TrainingWarning,
@@ -361,7 +361,7 @@ class NetworkEnsemble:
         def look(step: int) -> bool:
             return step % self.look_every == 0 and best.look()
 
-        feed = _FoldRounds(feed_inputs, feed_target, parts, rngs, self.batch_size)
+        feed = RegressionRounds(stack, feed_inputs, feed_target, parts, rngs, self.batch_size)
         train(network, feed, squared_error_gradient, self._schedule(), label=_LABEL, on_step=look)
         best.look()
         models: list[SentenceRewardEnsemble] = []
@@ -406,27 +406,6 @@ class _Scale:
         layers[-1] *= self.spread
         layers[-1][-1] += self.level
         return MLP(tuple(layers))
-
-
-class _FoldRounds:
-    """Feed of rounds drawn with replacement from each member's training part."""
-
-    def __init__(
-        self,
-        inputs: Tensor,
-        target: Tensor,
-        parts: Sequence[Tensor],
-        rngs: Sequence[np.random.Generator],
-        batch_size: int,
-    ) -> None:
-        self._inputs, self._target, self._parts, self._rngs = inputs, target, parts, rngs
-        self._batch_size = batch_size
-
-    def block(self, steps: int, network: StackedMLP) -> list[RegressionBatch]:
-        shape = (min(steps, BLOCK), self._batch_size)
-        pairs = zip(self._parts, self._rngs, strict=True)
-        rows = torch.stack([part[torch.from_numpy(rng.integers(len(part), size=shape))] for part, rng in pairs], 1)
-        return [RegressionBatch(x, y) for x, y in zip(self._inputs[rows], self._target[rows][..., None], strict=True)]
 
 
 class _Best:

@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import gradients
 from agents.gradients import ActionDistribution, invert
 from agents.kernels import DensityBatch, density_error, density_error_gradient
-from agents.rewards import (
+from agents.regression import (
     ContrastBatch,
     RegressionBatch,
     pessimistic_error,

@@ -13,7 +13,7 @@ import torch
 
 import agents
 from agents.networks import StackedMLP
-from agents.rewards import RegressionBatch, squared_error_gradient
+from agents.regression import RegressionBatch, squared_error_gradient
 from agents.streaming import settled, training_windows
 from agents.training import Phase, Schedule, train, train_in_phases, world_streams
 from offprompts_env.errors import ConfigError, NumericalError, PropensityError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agents.networks import StackedMLP
-from agents.rewards import RegressionBatch, squared_error_gradient
+from agents.regression import RegressionBatch, squared_error_gradient
 from agents.training import Adam, Schedule, train, world_streams
 from offprompts_env.errors import ConfigError, NumericalError
 
