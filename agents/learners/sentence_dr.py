@@ -140,40 +140,38 @@ class SentenceDR(ExactPG):
         self, worlds: Worlds, mixes: Sequence[Sequence[Mix]], callbacks: Sequence[Callback]
     ) -> list[list[TiltedPolicy]]:
         """Return one policy a world for each of `mixes`, which has one pair a world."""
-        scores, times, count = self.models.fit_many(worlds), len(mixes), worlds.stack.worlds
-        logs = worlds.stack.logs
+        scores, times, logs = self.models.fit_many(worlds), len(mixes), worlds.stack.logs
         sharp = [self._beta(own, log) for own, log in zip(scores, logs, strict=True)]
-        betas = [
-            model * sharp[world] * (1.0 if residual else _GREEDY)
-            for own in mixes
-            for world, (model, residual) in enumerate(own)
-        ]
+        # The mixes of a world stand side by side and draw the same rows, so that what they share is made once.
+        sides = [(world, own[world]) for world in range(len(logs)) for own in mixes]
+        betas = [model * sharp[world] * (1.0 if residual else _GREEDY) for world, (model, residual) in sides]
         predicted = [own.logged(log) for own, log in zip(scores, logs, strict=True)]
-        weights = self._weights(worlds, scores)
+        scored = _kept(lambda world, rows: scores[world](logs[world].contexts.take(rows)))
+        weights = _kept(self._weights(worlds, scores))
 
         def gains(index: int, rows: IntArray) -> FloatArray:
-            world, (model, residual) = index % count, mixes[index // count][index % count]
-            matrix = np.float32(model) * scores[world](logs[world].contexts.take(rows))
+            world, (model, residual) = sides[index]
+            matrix = np.float32(model) * scored(world, rows)
             if residual:
                 left = logs[world].reward[rows] - np.float32(model) * predicted[world][rows]
                 matrix += weights(world, rows) * (np.float32(residual) * left)[:, None]
             return matrix
 
         def prior(index: int, rows: IntArray) -> FloatArray:
-            world = index % count
-            return scores[world](logs[world].contexts.take(rows)) * np.float32(betas[index])
+            return scored(sides[index][0], rows) * np.float32(betas[index])
 
-        stacked = Worlds(StackedLogs(logs * times), None, None, worlds.seeds * times)
+        stack = StackedLogs([logs[world] for world, _ in sides])
+        stacked = Worlds(stack, None, None, tuple(worlds.seeds[world] for world, _ in sides))
 
         def wrap(policies: Sequence[NeuralPolicy]) -> list[TiltedPolicy]:
             return [
-                TiltedPolicy(scores[i % count], betas[i], policy.network, policy.catalogue)
-                for i, policy in enumerate(policies)
+                TiltedPolicy(scores[world], beta, policy.network, policy.catalogue)
+                for (world, _), beta, policy in zip(sides, betas, policies, strict=True)
             ]
 
         watched = [_wrapped(callback, wrap) for callback in callbacks]
         learned = wrap(self._minimise(stacked, self._exact(stacked, gains, prior), watched))
-        return [learned[start : start + count] for start in range(0, len(learned), count)]
+        return [learned[mix::times] for mix in range(times)]
 
     def _beta(self, scores: SentenceScores, log: LoggedDataset) -> float:
         probe = scores(log.contexts.take(slice(0, 100)))
@@ -211,6 +209,21 @@ class SentenceDR(ExactPG):
                 terms[rows] += np.einsum("na,na->n", pmf, weights(world, index), dtype=np.float64) * residual[rows]
             found.append(terms)
         return found
+
+
+def _kept(make: Gains) -> Gains:
+    """Return `make`, which keeps what it made last and gives it again for the same rows."""
+    last: tuple[int, IntArray, FloatArray] | None = None
+
+    def give(world: int, rows: IntArray) -> FloatArray:
+        nonlocal last
+        if last is None or last[0] != world or not np.array_equal(last[1], rows):
+            # The old matrix is let go of first.
+            last = None
+            last = world, rows, make(world, rows)
+        return last[2]
+
+    return give
 
 
 def _is_mix(mix: Sequence[float]) -> bool:

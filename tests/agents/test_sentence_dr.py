@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import agents
-from agents.learners.exact import ExactPG
+from agents.learners.exact import ExactPG, KernelWeights
 from agents.networks import MLP
 from offprompts_env.errors import ConfigError, DataError, PropensityError
 from offprompts_env.types import Outputs
@@ -167,6 +167,34 @@ def test_of_equal_mixes_the_first_wins():
     config = learner(mixes=((1.0, 0.0), (2.0, 0.0)), tolerance=0.0)
     log = draw(100, np.random.default_rng(1))
     assert fit(config, log).beta == fit(replace(config, mixes=((1.0, 0.0),)), log).beta
+
+
+def test_the_mixes_of_a_world_share_its_weights(monkeypatch):
+    asked, made = [], KernelWeights.__call__
+    monkeypatch.setattr(KernelWeights, "__call__", lambda *call: asked.append((call[1], len(call[2]))) or made(*call))
+    logs = [draw(n, np.random.default_rng(n)) for n in (100, 120)]
+    config = learner(mixes=((1.0, 1.0), (1.0, 0.5), (0.0, 1.0)), steps=1)
+    config.fit_many(logs, generators=[Numbers()] * 2, logging_policies=[Table(LOGGING)] * 2)
+    assert asked[:2] == [(0, 70), (1, 84)]
+    assert asked[2:-2] == [(0, 30), (1, 36)] * 3  # each mix is judged by itself
+    assert asked[-2:] == [(0, 100), (1, 120)]
+
+
+def test_gains_are_of_the_rows_and_the_mix_that_are_asked_for(monkeypatch):
+    kept, exact, mixes = [], ExactPG._exact, ((1.0, 0.0), (1.0, 0.5), (0.0, 1.0))
+    monkeypatch.setattr(ExactPG, "_exact", lambda self, *made: kept.append(made) or exact(self, *made))
+    logs = [draw(100, np.random.default_rng(world)) for world in range(2)]
+    learner(mixes=mixes, steps=1).fit_many(logs, generators=[Numbers()] * 2, logging_policies=[Table(LOGGING)] * 2)
+    worlds, gains, prior = kept[0]
+    assert worlds.seeds == (0, 0, 0, 1, 1, 1)
+    for matrix in (gains, prior):
+        whole = [matrix(index, np.arange(70)) for index in range(6)]
+        for index in (0, 4, 1, 5, 2, 3):
+            for rows in (np.arange(5), np.array([8, 3]), np.array([3, 8])):
+                np.testing.assert_allclose(matrix(index, rows), whole[index][rows], rtol=1e-5, atol=1e-6)
+    for world in range(2):
+        x = worlds.stack.logs[3 * world].context[:, 0].astype(int)
+        np.testing.assert_allclose(gains(3 * world, np.arange(70)), MODEL[x], rtol=1e-5)
 
 
 def test_prompts_that_were_never_logged_are_judged_by_the_model():
