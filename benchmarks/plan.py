@@ -26,6 +26,10 @@ class Setting(Protocol):
         """Return what figures show of a result."""
         ...
 
+    def quick(self) -> Setting:
+        """Return a form that takes a small part of the time and keeps the shape of the figures."""
+        ...
+
 
 @dataclass(frozen=True)
 class Point:

@@ -9,13 +9,10 @@ from dataclasses import replace
 from itertools import product
 
 import agents
-from benchmarks.methods import BEYOND, PAPER, Effort, Method, Own
+from benchmarks.methods import BEYOND, PAPER, Method, Own
 from benchmarks.plan import Point, Run, Sweep
 from benchmarks.vectors import VectorSetting
 from offprompts_env.errors import ConfigError, unknown_name
-
-# A tenth of the steps, each five times as long: the order of the learners stays, their distances do not quite.
-QUICK = Effort(steps=0.1, learning_rate=5.0)
 
 _LEARNERS: Mapping[str, Method] = {**PAPER, **BEYOND}
 
@@ -79,12 +76,7 @@ SWEEPS: Mapping[str, Sweep] = _sweeps()
 
 def quick(sweep: Sweep) -> Sweep:
     """Return a form of `sweep` of minutes: fewer worlds, a tenth of the steps."""
-    points = tuple(
-        replace(point, setting=replace(point.setting, effort=QUICK))
-        if isinstance(point.setting, VectorSetting)
-        else point
-        for point in sweep.points
-    )
+    points = tuple(replace(point, setting=point.setting.quick()) for point in sweep.points)
     return replace(sweep, points=points, worlds=min(sweep.worlds, 4), seeds=min(sweep.seeds, 2))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import agents
-from benchmarks.methods import Effort, Logging, Method, Own, Skyline
+from benchmarks.methods import QUICK, Effort, Logging, Method, Own, Skyline
 from benchmarks.results import Result
 from benchmarks.store import JSON, LOGS, REWARDS, VALUES, Kept, Store, digest, policies
 from offprompts_env.collecting import collect
@@ -67,6 +67,10 @@ class VectorSetting:
         """Return the optimality ``(V(π) − V(uniform)) / (V(oracle) − V(uniform))``."""
         low, high = result.references["uniform"], result.references["oracle"]
         return (result.value - low) / (high - low)
+
+    def quick(self) -> VectorSetting:
+        """Return the setting with a tenth of the steps."""
+        return replace(self, effort=QUICK)
 
     def perform(self, method: Method, units: Sequence[tuple[int, int]], store: Store) -> list[Result]:
         """Run `method` in the worlds of `units`, (seed of the world, seed of learning) each, as one problem."""
