@@ -20,7 +20,7 @@ from benchmarks.results import Result
 from benchmarks.store import JSON, LOGS, REWARDS, VALUES, Kept, Store, digest, policies
 from offprompts_env.collecting import collect
 from offprompts_env.rng import stream
-from offprompts_env.simulator import Simulator
+from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Agent, Estimate, LoggedDataset, Policy
 
@@ -60,8 +60,20 @@ class VectorSetting:
 
     @property
     def process(self) -> VectorSetting:
-        """The setting without what does not change the worlds."""
+        """The setting without what changes neither worlds nor the policies that record."""
         return replace(self, n=0)
+
+    def recorder(self, policy: Policy, seed: int) -> Policy:
+        """Return the policy that records the log of a world, given the fitted one."""
+        return policy
+
+    def generator(self, simulator: Simulator) -> OutputModel:
+        """Return the generator as learners see it."""
+        return simulator.outputs
+
+    def seen(self, log: LoggedDataset) -> LoggedDataset:
+        """Return a log as learners see it."""
+        return log
 
     def score(self, result: Result) -> float:
         """Return the optimality ``(V(π) − V(uniform)) / (V(oracle) − V(uniform))``."""
@@ -84,7 +96,7 @@ class _Worlds:
         self.setting, self.units, self.store = setting, list(units), store
         self.seeds = [world for world, _ in units]
         self.simulators = [setting.build(seed) for seed in self.seeds]
-        self.generators = [simulator.outputs for simulator in self.simulators]
+        self.generators = [setting.generator(simulator) for simulator in self.simulators]
         self.shared = np.zeros(len(units))
         """Processor seconds of what was shared, so far."""
 
@@ -96,7 +108,7 @@ class _Worlds:
         return [digest(*parts, seed) for seed in self.seeds]
 
     @cached_property
-    def logging(self) -> list[agents.SoftmaxPolicy]:
+    def logging(self) -> list[Policy]:
         regression = self.setting.effort.of(agents.PromptRewardRegression())
 
         def make(missing: list[int]) -> list[agents.SoftmaxPolicy]:
@@ -105,7 +117,8 @@ class _Worlds:
             )
 
         keys = self._keys("logging", self.setting.process, regression)
-        return self._share(self.store.many("logging", keys, make, policies()))
+        fitted = self._share(self.store.many("logging", keys, make, policies()))
+        return [self.setting.recorder(policy, seed) for policy, seed in zip(fitted, self.seeds, strict=True)]
 
     def skylines(self, learner: agents.OnlinePG) -> list[Kept[Policy]]:
         """What `learner` reaches by playing."""
@@ -152,7 +165,8 @@ class _Worlds:
                 for i in missing
             ]
 
-        return self._share(self.store.many("logs", self._keys("log", self.setting), make, LOGS))
+        logs = self._share(self.store.many("logs", self._keys("log", self.setting), make, LOGS))
+        return [self.setting.seen(log) for log in logs]
 
     def _regression(self, regression: agents.PromptRewardRegression) -> agents.FittedRewards:
         logs = self.logs
