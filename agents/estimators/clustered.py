@@ -6,24 +6,24 @@ w(x, q, c) = π(c | x, q) / π₀(c | x, q),   π(c | x, q) = Σ_{a ∈ c} π(a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from agents.clustering import EmbeddingClusters, PromptClustering, PromptClusters
-from agents.estimators.base import clipped, constant_rewards, float64, noted, one_world, support, weighted_estimate
+from agents.estimators.base import OfflineEstimator, clipped, float64, support, weighted_estimate
 from agents.estimators.direct import ModelBased
 from agents.estimators.look import Look, fit_rewards, look_at
 from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import PropensityError
-from offprompts_env.sampling import check_policy
-from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Estimate, LoggedDataset, Policy
 
 
 @dataclass(frozen=True)
-class MIPS:
+class MIPS(OfflineEstimator):
     """Marginalised importance sampling: ``V̂ = mean_i w(x_i, q_i, c(a_i)) r_i`` (Saito and Joachims, ICML 2022).
 
     Unbiased where the prompts of a cluster pay the same, and π₀ tries every cluster that π does. The logging policy is
@@ -39,41 +39,17 @@ class MIPS:
     clip: float | None = None
     cloning: Learner = field(default_factory=BehaviorCloning)
 
+    asks_generator: ClassVar[bool] = True
+    asks_logging_policy: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.clip is not None:
             check_number("clip", self.clip, 0, strict=True)
 
-    def estimate(
-        self,
-        policy: Policy,
-        log: LoggedDataset,
-        *,
-        generator: OutputModel | None = None,
-        logging_policy: Policy | None = None,
-        seed: int = 0,
-    ) -> Estimate:
-        """Estimate ``V(policy)``.
-
-        Args:
-            policy: over the log's prompts.
-            log: logged rounds.
-            generator: for clusters that are made of its outputs.
-            logging_policy: π₀; where not given it is cloned from the log, and the warnings say so.
-            seed: of clusters, clone, reward models and draws.
-
-        Raises:
-            DataError: the policy does not give distributions, or the log is too small for its folds.
-            DimensionError: policy, clusters, log and reward model are over different prompts.
-            NumericalError: the policy or a reward model gives NaN.
-            PropensityError: the logging policy never chooses the cluster of a logged prompt.
-        """
-        check_policy(policy, log.prompts, "the log")
-        notes: list[str] = []
-        with noted(notes):
-            world = one_world(log, generator, logging_policy, seed)
-            (clusters,) = self.clusters.fit_many([log], generators=world.generators, seeds=[seed])
-            (logger,) = world.logging_policies_or_clones(f"agents.{type(self).__name__}", self.cloning)
-            look = self._look(policy, log, clusters, seed)
+    def _estimate(self, policy: Policy, log: LoggedDataset, given: Worlds, seed: int) -> Estimate:
+        (clusters,) = self.clusters.fit_many([log], generators=given.generators, seeds=[seed])
+        (logger,) = given.logging_policies_or_clones(self._label, self.cloning)
+        look = self._look(policy, log, clusters, seed)
         logged = look_at(logger, log, clusters=clusters).chosen
         if not (logged > 0).all():
             row = int(np.argmin(logged > 0))
@@ -84,8 +60,7 @@ class MIPS:
         ratio = look.chosen / logged
         weights = np.minimum(ratio, np.inf if self.clip is None else self.clip)
         tried = np.isin(clusters.labels, clusters.labels[log.action])
-        diagnostics, unseen = support(look.average, log, tried)
-        own, remarks = clipped(ratio, weights, self.clip)
+        found, remarks = clipped(ratio, weights, self.clip)
         return weighted_estimate(
             ratio,
             weights,
@@ -93,8 +68,8 @@ class MIPS:
             look.expected,
             remedy="use fewer clusters or DM, or a policy closer to the logging policy",
             doubt="the logging policy did not record the log, or it never tries clusters that the policy chooses",
-            notes=(*remarks, *unseen, *constant_rewards(log.reward), *notes),
-            diagnostics={"clusters": float(clusters.n_clusters), **diagnostics, **own},
+            own=({"clusters": float(clusters.n_clusters), **found}, remarks),
+            shown=support(look.average, log, tried),
         )
 
     def _look(self, policy: Policy, log: LoggedDataset, clusters: PromptClusters, seed: int) -> Look:

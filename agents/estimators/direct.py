@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agents.estimators.base import constant_rewards, noted, support
+from agents.estimators.base import MODEL_ERROR, OfflineEstimator, support
 from agents.estimators.look import fit_rewards, look_at
 from agents.rewards import PromptRewardRegression, PromptRewardSource
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer
-from offprompts_env.sampling import check_policy
-from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Estimate, LoggedDataset, Policy
 
 
@@ -39,7 +38,7 @@ class ModelBased:
 
 
 @dataclass(frozen=True)
-class DM(ModelBased):
+class DM(ModelBased, OfflineEstimator):
     """Direct method: ``V̂ = mean_i Σ_a π(a | x_i, q_i) q̂(x_i, q_i, a)``.
 
     As good as q̂: the standard error leaves out q̂'s own error.
@@ -50,27 +49,8 @@ class DM(ModelBased):
 
     folds: int | None = None
 
-    def estimate(
-        self,
-        policy: Policy,
-        log: LoggedDataset,
-        *,
-        generator: OutputModel | None = None,
-        logging_policy: Policy | None = None,
-        seed: int = 0,
-    ) -> Estimate:
-        """Estimate ``V(policy)``.
-
-        Raises:
-            DimensionError: policy, log and reward model are over different prompts.
-            DataError: the policy does not give distributions, or the log is too small for its folds.
-            NumericalError: the policy or the reward model gives NaN.
-        """
-        check_policy(policy, log.prompts, "the log")
-        notes = ["the standard error leaves out the error of the reward model"]
-        with noted(notes):
-            models = fit_rewards(self.rewards, log, self.folds, seed)
-            look = look_at(policy, log, models, n_draws=self.n_draws, seed=seed)
+    def _estimate(self, policy: Policy, log: LoggedDataset, given: Worlds, seed: int) -> Estimate:
+        models = fit_rewards(self.rewards, log, self.folds, seed)
+        look = look_at(policy, log, models, n_draws=self.n_draws, seed=seed)
         diagnostics, unseen = support(look.average, log)
-        messages = (*notes, *unseen, *constant_rewards(log.reward))
-        return Estimate.of_mean(look.expected, diagnostics=diagnostics, warnings=messages)
+        return Estimate.of_mean(look.expected, diagnostics=diagnostics, warnings=(MODEL_ERROR, *unseen))

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from agents.estimators.base import Remarks
 from agents.estimators.direct import ModelBased
 from agents.estimators.look import Fitted, Look, fit_rewards, look_at
-from agents.estimators.weighting import ActionWeighting, Evidence, Remarks, check_share, sub_gaussian
+from agents.estimators.weighting import ActionWeighting, Evidence, check_share, sub_gaussian
 from offprompts_env.config import check_number
 from offprompts_env.types import FloatArray, LoggedDataset, Policy
 

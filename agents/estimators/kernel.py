@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from agents.estimators.base import clipped, constant_rewards, float64, noted, one_world, support, weighted_estimate
+from agents.estimators.base import OfflineEstimator, clipped, float64, support, weighted_estimate
 from agents.estimators.look import (
     RewardSource,
     check_predictions,
     draw_prompts,
     fit_rewards,
 )
+from agents.estimators.sentence import expected_reward, simulate
 from agents.kernels import (
     GaussianKernel,
     Kernel,
@@ -22,20 +24,18 @@ from agents.kernels import (
     LoggingDensity,
     MonteCarloDensity,
     blurred,
-    generate,
 )
 from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
 from agents.rewards import SentenceModel, SentenceRewardRegression
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.rng import stream
-from offprompts_env.sampling import check_policy
-from offprompts_env.simulator import OutputModel
-from offprompts_env.types import Estimate, FloatArray, IntArray, LoggedDataset, Outputs, Policy
+from offprompts_env.types import Estimate, FloatArray, LoggedDataset, Outputs, Policy
 
 
 @dataclass(frozen=True)
-class KernelIS:
+class KernelIS(OfflineEstimator):
     """Kernel importance sampling: ``V̂ = mean_i w_i r_i``, ``w = min(E[K(s_i, s')] / π₀(s_i | x_i, q_i), clip)``.
 
     The expectation is over prompts of π and the generator's sentences, by simulation. It estimates the value under
@@ -59,54 +59,27 @@ class KernelIS:
     clip: float = 200.0
     cloning: Learner = field(default_factory=BehaviorCloning)
 
+    asks_generator: ClassVar[bool] = True
+    asks_logging_policy: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         GaussianKernel(self.tau)
         check_integer("n_samples", self.n_samples, 1)
         check_number("clip", self.clip, 0, strict=True)
 
-    def estimate(
-        self,
-        policy: Policy,
-        log: LoggedDataset,
-        *,
-        generator: OutputModel | None = None,
-        logging_policy: Policy | None = None,
-        seed: int = 0,
-    ) -> Estimate:
-        """Estimate ``V(policy)``.
-
-        Args:
-            policy: over the log's prompts.
-            log: logged rounds.
-            generator: the frozen generator.
-            logging_policy: what recorded the log; where the density needs it and it is not given, it is cloned from the
-                log, and the warnings say so.
-            seed: of the simulated sentences, the density, the clone and reward models.
-
-        Raises:
-            ConfigError: no generator.
-            DataError: the policy does not give distributions, or the log is too small for its folds.
-            DimensionError: policy, generator and log do not fit.
-            NumericalError: the policy, the generator or a reward model gives NaN.
-        """
-        check_policy(policy, log.prompts, "the log")
-        label, notes = f"agents.{type(self).__name__}", list[str]()
-        with noted(notes):
-            worlds = one_world(log, generator, logging_policy, seed)
-            generators = worlds.require_generators(label)
-            known = isinstance(self.density, KnownDensity)
-            policies = () if known else worlds.logging_policies_or_clones(label, self.cloning)
-            (density,) = self.density.fit_many(
-                [log], kernel=self._kernel(), generators=generators, logging_policies=policies, seeds=[seed]
-            )
-            models = self._models(log, seed)
+    def _estimate(self, policy: Policy, log: LoggedDataset, given: Worlds, seed: int) -> Estimate:
+        generators = given.require_generators(self._label)
+        known = isinstance(self.density, KnownDensity)
+        policies = () if known else given.logging_policies_or_clones(self._label, self.cloning)
+        (density,) = self.density.fit_many(
+            [log], kernel=self._kernel(), generators=generators, logging_policies=policies, seeds=[seed]
+        )
+        models = self._models(log, seed)
         drawn, average = draw_prompts(policy, log, self.n_samples, seed)
-        sentences = _sentences(generators[0], log, drawn, seed)
+        sentences = simulate(generators[0], log, np.arange(len(log)), drawn, stream(seed, "kernel IS", "outputs"))
         ratio = self._similarity(log, sentences, seed) / density
         weights = np.minimum(ratio, self.clip)
         expected, predicted = _predictions(models, log, sentences)
-        diagnostics, unseen = support(average, log)
-        own, remarks = clipped(ratio, weights, self.clip)
         return weighted_estimate(
             ratio,
             weights,
@@ -114,8 +87,8 @@ class KernelIS:
             expected,
             remedy="use a wider kernel or DM, or a policy closer to the logging policy",
             doubt="the density does not fit, the kernel is wide, or the policy gets sentences that were never logged",
-            notes=(*remarks, *unseen, *constant_rewards(log.reward), *notes),
-            diagnostics={**diagnostics, **own},
+            own=clipped(ratio, weights, self.clip),
+            shown=support(average, log),
         )
 
     def _kernel(self) -> Kernel:
@@ -162,24 +135,16 @@ class KernelDR(KernelIS):
         return fit_rewards(self.rewards, log, self.folds, seed)
 
 
-def _sentences(generator: OutputModel, log: LoggedDataset, drawn: IntArray, seed: int) -> FloatArray:
-    """Return embeddings (n, m, d_o) of what `generator` answers to the prompts `drawn` (n, m)."""
-    rows = np.repeat(np.arange(len(log)), drawn.shape[1])
-    rng = stream(seed, "kernel IS", "outputs")
-    return generate(generator, log.contexts, rows, drawn.ravel(), rng).reshape(*drawn.shape, -1)
-
-
 def _predictions(
     models: Sequence[tuple[object, SentenceModel]], log: LoggedDataset, sentences: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return the mean prediction over simulated `sentences` (n, m, d_o), and that of the logged one, (n,) each."""
     expected, predicted = np.zeros(len(log)), np.zeros(len(log))
-    everything, m = np.arange(len(log)), sentences.shape[1]
+    everything = np.arange(len(log))
     for where, model in models:
         rows = everything[where]  # type: ignore[call-overload]
         contexts = log.contexts.take(rows)
-        simulated = model(contexts.repeat(m), Outputs(sentences[rows].reshape(len(rows) * m, -1)))
-        expected[rows] = simulated.reshape(-1, m).mean(axis=1, dtype=np.float64)
+        expected[rows] = expected_reward(model, contexts, sentences[rows])
         predicted[rows] = model(contexts, Outputs(log.output[rows]))
     for column in (expected, predicted):
         check_predictions(column)

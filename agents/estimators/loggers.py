@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.estimators.base import constant_rewards, float64, noted, support, weighted_estimate
+from agents.estimators.base import float64, noted, support, weighted_estimate, with_notes
 from agents.estimators.look import Look, fit_rewards, look_at
 from agents.learners.base import Learner
 from agents.learners.cloning import BehaviorCloning
@@ -86,8 +86,7 @@ class NaiveIS:
         residual = float64(pooled.reward) - look.predicted
         shares, remarks = self._shares(ratio * residual + look.expected, ratio, stack.sizes)
         scale = np.repeat(shares * len(pooled) / np.array(stack.sizes), stack.sizes)
-        diagnostics, unseen = support(look.average, pooled)
-        return weighted_estimate(
+        found = weighted_estimate(
             ratio,
             scale * ratio,
             residual,
@@ -95,9 +94,10 @@ class NaiveIS:
             strata=tuple(stack.sizes),
             remedy="use agents.BalancedIS or a reward model, or a policy closer to the logging policies",
             doubt="the propensities are wrong, or the policy chooses prompts that a logging policy never does",
-            notes=(*remarks, *unseen, *constant_rewards(pooled.reward), *notes),
-            diagnostics={**diagnostics, **{f"share of log {j}": float(share) for j, share in enumerate(shares)}},
+            own=({f"share of log {j}": float(share) for j, share in enumerate(shares)}, remarks),
+            shown=support(look.average, pooled),
         )
+        return with_notes(found, pooled, notes)
 
     def _look(self, policy: Policy, pooled: LoggedDataset, seed: int) -> Look:
         models = () if self.rewards is None else fit_rewards(self.rewards, pooled, self.folds, seed)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from agents.estimators.base import constant_rewards, noted, one_world, support
+from agents.estimators.base import MODEL_ERROR, OfflineEstimator, support
 from agents.estimators.look import check_predictions, draw_prompts, fit_rewards
 from agents.kernels import generate
-from agents.rewards import SentenceRewardRegression, SentenceRewardSource
+from agents.rewards import SentenceModel, SentenceRewardRegression, SentenceRewardSource
+from agents.worlds import Worlds
 from offprompts_env.config import check_integer
 from offprompts_env.rng import stream
-from offprompts_env.sampling import check_policy
 from offprompts_env.simulator import OutputModel
-from offprompts_env.types import Estimate, LoggedDataset, Outputs, Policy
+from offprompts_env.types import Contexts, Estimate, FloatArray, IntArray, LoggedDataset, Outputs, Policy
 
 
 @dataclass(frozen=True)
-class SentenceDM:
+class SentenceDM(OfflineEstimator):
     """Direct method on sentences: ``V̂ = mean_i E[r̂(x_i, q_i, s')]``, s' of prompts of π and the generator.
 
     As good as r̂: the standard error leaves out r̂'s own error. Unlike weights it has something to say of prompts that
@@ -34,49 +35,40 @@ class SentenceDM:
     n_samples: int = 4
     folds: int | None = None
 
+    asks_generator: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_integer("n_samples", self.n_samples, 1)
         if self.folds is not None:
             check_integer("folds", self.folds, 2)
 
-    def estimate(
-        self,
-        policy: Policy,
-        log: LoggedDataset,
-        *,
-        generator: OutputModel | None = None,
-        logging_policy: Policy | None = None,
-        seed: int = 0,
-    ) -> Estimate:
-        """Estimate ``V(policy)``.
-
-        Args:
-            policy: over the log's prompts.
-            log: logged rounds.
-            generator: the frozen generator.
-            logging_policy: not used.
-            seed: of the regression and of the simulated sentences.
-
-        Raises:
-            ConfigError: no generator.
-            DataError: the policy does not give distributions, or the log is too small to fit a model on.
-            DimensionError: policy, generator and log do not fit.
-            NumericalError: the policy, the generator or the model gives NaN.
-        """
-        check_policy(policy, log.prompts, "the log")
-        notes = ["the standard error leaves out the error of the reward model"]
-        (model_of,) = one_world(log, generator, None, seed).require_generators("agents.SentenceDM")
-        with noted(notes):
-            models = fit_rewards(self.rewards, log, self.folds, seed)
+    def _estimate(self, policy: Policy, log: LoggedDataset, given: Worlds, seed: int) -> Estimate:
+        (generator,) = given.require_generators(self._label)
+        models = fit_rewards(self.rewards, log, self.folds, seed)
         drawn, average = draw_prompts(policy, log, self.n_samples, seed)
         rng, terms, everything = stream(seed, "sentence DM", "outputs"), np.empty(len(log)), np.arange(len(log))
         for where, model in models:
             rows = everything[where]
-            asked = np.repeat(rows, self.n_samples)
-            sentences = Outputs(generate(model_of, log.contexts, asked, drawn[rows].ravel(), rng))
-            predicted = model(log.contexts.take(asked), sentences).reshape(len(rows), -1)
-            terms[rows] = predicted.mean(axis=1, dtype=np.float64)
+            terms[rows] = expected_reward(model, log.contexts.take(rows), simulate(generator, log, rows, drawn, rng))
         check_predictions(terms)
         diagnostics, _ = support(average, log)
-        messages = (*notes, *constant_rewards(log.reward))
-        return Estimate.of_mean(terms, diagnostics=diagnostics, warnings=messages)
+        return Estimate.of_mean(terms, diagnostics=diagnostics, warnings=(MODEL_ERROR,))
+
+
+def simulate(
+    generator: OutputModel, log: LoggedDataset, rows: IntArray, drawn: IntArray, rng: np.random.Generator
+) -> FloatArray:
+    """Return embeddings of what `generator` answers in `rows` (k,) of `log` to the prompts `drawn` (n, m), (k, m, d_o).
+
+    Raises:
+        NumericalError: an embedding is NaN or infinite.
+    """
+    asked = np.repeat(rows, drawn.shape[1])
+    return generate(generator, log.contexts, asked, drawn[rows].ravel(), rng).reshape(len(rows), drawn.shape[1], -1)
+
+
+def expected_reward(model: SentenceModel, contexts: Contexts, sentences: FloatArray) -> FloatArray:
+    """Return the mean prediction over the `sentences` (n, m, d_o) of every round, (n,)."""
+    n, m, dim = sentences.shape
+    predicted = model(contexts.repeat(m), Outputs(sentences.reshape(n * m, dim)))
+    return np.asarray(predicted.reshape(n, m).mean(axis=1, dtype=np.float64))

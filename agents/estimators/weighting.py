@@ -7,16 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from agents.estimators.base import clipped, constant_rewards, float64, noted, one_world, support, weighted_estimate
+from agents.estimators.base import OfflineEstimator, Remarks, clipped, float64, support, weighted_estimate
 from agents.estimators.look import Fitted, Look, look_at
+from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError
-from offprompts_env.sampling import check_policy
-from offprompts_env.simulator import OutputModel
 from offprompts_env.types import Estimate, FloatArray, LoggedDataset, Policy
-
-Remarks = tuple[dict[str, float], tuple[str, ...]]
-"""Diagnostics, and warnings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +40,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class ActionWeighting:
+class ActionWeighting(OfflineEstimator):
     """What estimators that weight by the ratio of the policies' probabilities share.
 
     A method is its configuration and what it overrides of :meth:`_weights`, :meth:`_baseline` and :meth:`_remarks`.
@@ -53,43 +49,15 @@ class ActionWeighting:
         normalised: divide by the mean weight.
     """
 
+    asks_logging_policy: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
 
-    def estimate(
-        self,
-        policy: Policy,
-        log: LoggedDataset,
-        *,
-        generator: OutputModel | None = None,
-        logging_policy: Policy | None = None,
-        seed: int = 0,
-    ) -> Estimate:
-        """Estimate ``V(policy)``.
-
-        Args:
-            policy: over the log's prompts.
-            log: logged rounds, other ones than `policy` was learned from.
-            generator: not used.
-            logging_policy: stands in for propensities that are NaN; the warnings then say so.
-            seed: of reward models and draws, where there are any.
-
-        Raises:
-            DataError: the policy does not give distributions, or the log is too small for its folds.
-            DimensionError: policy, log and reward model are over different prompts.
-            NumericalError: the policy or a reward model gives NaN.
-            PropensityError: propensities are unknown and no logging policy is given.
-        """
-        check_policy(policy, log.prompts, "the log")
-        notes: list[str] = []
-        with noted(notes):
-            world = one_world(log, None, logging_policy, seed)
-            propensity = world.logged_propensities(f"agents.{type(self).__name__}")
-            look = self._look(policy, log, seed)
+    def _estimate(self, policy: Policy, log: LoggedDataset, given: Worlds, seed: int) -> Estimate:
+        propensity = given.logged_propensities(self._label)
+        look = self._look(policy, log, seed)
         evidence = Evidence(look.chosen, propensity, float64(log.reward), look.expected, look.predicted)
         weights = self._weights(evidence)
         baseline, predicted = self._baseline(evidence, weights)
-        diagnostics, unseen = support(look.average, log)
-        own, remarks = self._remarks(evidence, weights)
         return weighted_estimate(
             evidence.ratio,
             weights,
@@ -98,8 +66,8 @@ class ActionWeighting:
             normalised=self.normalised,
             remedy="use KernelIS or DM, or a policy closer to the logging policy",
             doubt="the propensities are wrong, or the policy chooses prompts that the logging policy never does",
-            notes=(*remarks, *unseen, *constant_rewards(log.reward), *notes),
-            diagnostics={**diagnostics, **own},
+            own=self._remarks(evidence, weights),
+            shown=support(look.average, log),
         )
 
     def _fit(self, log: LoggedDataset, seed: int) -> Fitted:

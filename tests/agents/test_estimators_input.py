@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,7 @@ KERNEL = [
         density=agents.MonteCarloDensity(4), n_samples=2, rewards=agents.FittedSentenceRewards((Sentences(MEAN),))
     ),
 ]
+DIRECT = agents.SentenceDM(agents.FittedSentenceRewards((Sentences(MEAN),)))
 EVERY = [*WEIGHTING, agents.DM(Q), *CLUSTERED, *KERNEL]
 GIVEN = {"generator": Generator(), "logging_policy": Table(LOGGING)}
 NAMES = {"ids": lambda value: type(value).__name__}
@@ -90,6 +92,36 @@ def test_clusters_need_a_logging_policy_or_say_what_they_took(estimator):
     short = KnownClusters((PromptClusters(np.zeros(3, int), np.zeros((1, 1))),))
     with pytest.raises(DimensionError, match="labels of 4 prompts"):
         replace(estimator, clusters=short).estimate(Table(TARGET), LOG, **GIVEN)
+
+
+@pytest.mark.parametrize("estimator", [*WEIGHTING, agents.DM(Q), DIRECT], **NAMES)
+def test_what_is_not_asked_is_not_looked_at(estimator):
+    unused = {} if estimator is DIRECT else {"generator": "none"}
+    if estimator not in WEIGHTING:
+        unused["logging_policy"] = "none"
+    whole = estimator.estimate(Table(TARGET), LOG, **GIVEN)
+    assert np.array_equal(estimator.estimate(Table(TARGET), LOG, **{**GIVEN, **unused}).terms, whole.terms)
+
+
+@pytest.mark.parametrize("estimator", [*CLUSTERED, *KERNEL], **NAMES)
+def test_what_is_asked_is_checked(estimator):
+    with pytest.raises(ConfigError, match="generator"):
+        estimator.estimate(Table(TARGET), LOG, **{**GIVEN, "generator": object()})
+    with pytest.raises(DimensionError, match="expected 4 prompts"):
+        estimator.estimate(Table(TARGET), LOG, **{**GIVEN, "logging_policy": agents.UniformPolicy(5)})
+
+
+def test_warnings_of_the_method_come_before_those_of_the_log_and_of_what_was_fitted():
+    class Warns(agents.FittedRewards):
+        def fit_many(self, logs, *, seeds=None):
+            warnings.warn("useless", agents.TrainingWarning, stacklevel=2)
+            return super().fit_many(logs, seeds=seeds)
+
+    found = agents.DM(Warns(Q.models)).estimate(Table(TARGET), replace(LOG, reward=np.ones(200)))
+    method, log, fit = found.warnings
+    assert method.startswith("the standard error leaves out")
+    assert log.startswith("all rewards are 1")
+    assert fit == "useless"
 
 
 class Broken(Generator):
