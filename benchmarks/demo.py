@@ -25,7 +25,6 @@ import numpy as np
 import agents
 import offprompts_env as op
 from benchmarks.page import stories, write_page
-from benchmarks.truth import Truth, drawn_truth, exact_truth
 from offprompts_env.errors import OffPromptsError, missing_dependency
 from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.types import Estimate, LoggedDataset, Policy
@@ -70,7 +69,7 @@ class Setting:
     beta: float
     learners: dict[str, agents.Learner]
     generator: Callable[[Simulator], OutputModel]
-    truth: Callable[[Simulator], Truth]
+    truth: Callable[[Simulator], op.Truth]
 
 
 def synthetic(n_prompts: int | None) -> Setting:
@@ -88,7 +87,7 @@ def synthetic(n_prompts: int | None) -> Setting:
             "sentence greedy": agents.SentenceGreedy(),
         },
         generator=lambda simulator: simulator.outputs,
-        truth=exact_truth,
+        truth=op.Truth.exact,
     )
 
 
@@ -122,7 +121,7 @@ def movielens(n_prompts: int | None) -> Setting:
             "sentence greedy": agents.SentenceGreedy(),
         },
         generator=table,
-        truth=drawn_truth,
+        truth=op.Truth.drawn,
     )
 
 
@@ -150,19 +149,17 @@ def kept(path: Path, prompts: op.PromptSet, make: Callable[[], Policy]) -> Polic
     return policy
 
 
-def compare(truth: Truth, simulator: Simulator, logging: Policy, learned: dict[str, Policy]) -> list[Row]:
+def compare(truth: op.Truth, simulator: Simulator, logging: Policy, learned: dict[str, Policy]) -> list[Row]:
     """Return the table's rows, from the worst reference to the oracle."""
     base = truth.value(logging)
     single, single_value = truth.best_single()
     texts = simulator.prompts.texts
     named = f'"{texts[single]}"' if texts is not None else f"{single}"
-    rows = [("uniform", truth.value(agents.UniformPolicy(simulator.n_prompts)), False), ("logging policy", base, False)]
-    if texts is not None:
-        # The reward is measured against unprompted sentences, so they are worth 0 by definition.
-        nothing = Estimate(0.0, 0.0, np.zeros_like(base.terms), float(len(base.terms)))
-        rows.insert(0, ("no prompt", nothing, False))
+    owned = truth.references()
+    rows = [(name, owned[name], False) for name in ("no prompt", "uniform") if name in owned]
+    rows.append(("logging policy", base, False))
     rows += [(name, truth.value(policy), True) for name, policy in learned.items()]
-    rows += [(f"best single prompt, {named}", single_value, False), ("oracle", truth.oracle(), False)]
+    rows += [(f"best single prompt, {named}", single_value, False), ("oracle", owned["oracle"], False)]
     return [Row(name, value, value.minus(base), is_learned) for name, value, is_learned in rows]
 
 

@@ -14,6 +14,7 @@ from offprompts_env.recording import RecordLoggedData, RecordVectorLoggedData
 from offprompts_env.simulator import Simulator
 from offprompts_env.streaming import LogStream
 from offprompts_env.synthetic import SyntheticConfig
+from offprompts_env.truth import Truth
 from offprompts_env.types import Contexts, Estimate, LoggedDataset, Outputs, Policy, PromptSet
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "RecordVectorLoggedData",
     "Simulator",
     "SyntheticConfig",
+    "Truth",
     "__version__",
     "collect",
 ]

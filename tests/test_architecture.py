@@ -16,6 +16,7 @@ LAYERS = [
     "interchange",
     "sampling",
     "simulator",
+    "truth",
     "synthetic",
     "text",
     "movielens",
