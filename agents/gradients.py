@@ -17,60 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class _LogProbability(torch.autograd.Function):
-    """``log softmax(logits)[action]`` given the softmax; backward writes one matrix instead of autograd's three."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, pmf: Tensor, actions: Tensor) -> Tensor:
-        ctx.save_for_backward(pmf, actions)
-        chosen = pmf.gather(-1, actions[..., None])[..., 0]
-        # A probability that underflowed has weight zero in every method; its logarithm only has to be a number.
-        return chosen.clamp_min(torch.finfo(pmf.dtype).tiny).log()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        pmf, actions = ctx.saved_tensors
-        return (pmf * -slope[..., None]).scatter_add_(-1, actions[..., None], slope[..., None]), None, None
+from agents.distributions import ActionDistribution as ActionDistribution
+from agents.distributions import by_scores as by_scores
+from agents.distributions import invert as invert
 
 
-class ActionDistribution:
-    """``π(· | x, q) = softmax(logits)`` for a batch.
-
-    Attributes:
-        logits: (W, B, A).
-        pmf: the probabilities, without gradient.
-    """
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-        self.pmf = torch.softmax(logits.detach(), -1)
-
-    def sample(self, uniforms: Tensor) -> Tensor:
-        """Return the prompts at which the cumulative pmf passes `uniforms` (W, B), by inversion, (W, B) int64."""
-        return invert(self.pmf, uniforms)
-
-    def probability(self, actions: Tensor) -> Tensor:
-        """Return ``π(a)``, without gradient, (W, B)."""
-        return self.pmf.gather(-1, actions[..., None])[..., 0]
-
-    def log_probability(self, actions: Tensor) -> Tensor:
-        """Return ``log π(a)``, differentiable in the logits, (W, B)."""
-        log_probability: Tensor = _LogProbability.apply(self.logits, self.pmf, actions)  # type: ignore[no-untyped-call]
-        return log_probability
-
-    def expectation(self, values: Tensor) -> Tensor:
-        """Return ``Σ_a π(a) v_a`` of `values` (W, B, A), differentiable in the logits, (W, B)."""
-        return (torch.softmax(self.logits, -1) * values).sum(-1)
-
-
-def invert(pmf: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the first index whose cumulative probability exceeds the uniform, (...) for `pmf` (..., A)."""
-    cumulative = pmf.cumsum(-1)
-    # Rounding may leave the last sum below the uniform: scaling by it keeps the index within the catalogue.
-    target = uniforms[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_max_(pmf.shape[-1] - 1)
+def _averaged(policy: ActionDistribution, actions: Tensor, weight: Tensor) -> Tensor:
+    """Return the score loss as a mean over the batch, (W,)."""
+    return policy.score_loss(actions, weight / weight.shape[-1])
 
 
 def online(policy: ActionDistribution, actions: Tensor, reward: Tensor, ratio: Tensor | float = 1.0) -> Tensor:
@@ -82,7 +36,7 @@ def online(policy: ActionDistribution, actions: Tensor, reward: Tensor, ratio: T
         reward: observed for them (W, B).
         ratio: π over the policy they were drawn from.
     """
-    return -(ratio * reward * policy.log_probability(actions)).sum(-1)
+    return policy.score_loss(actions, ratio * reward)
 
 
 def regression(policy: ActionDistribution, actions: Tensor, predicted: Tensor) -> Tensor:
@@ -93,7 +47,7 @@ def regression(policy: ActionDistribution, actions: Tensor, predicted: Tensor) -
         actions: drawn from π (W, B).
         predicted: q̂ for them (W, B).
     """
-    return -(predicted * policy.log_probability(actions)).mean(-1)
+    return _averaged(policy, actions, predicted)
 
 
 def importance_sampling(
@@ -109,7 +63,7 @@ def importance_sampling(
         clip: upper bound of the weight.
     """
     weight = (policy.probability(actions) / propensity).clamp_max(clip)
-    return -(weight * reward * policy.log_probability(actions)).mean(-1)
+    return _averaged(policy, actions, weight * reward)
 
 
 def doubly_robust(
@@ -188,7 +142,7 @@ def kernel_importance_sampling(
         ratio: π over the policy the actions were drawn from.
     """
     weight = (ratio * similarity / density).clamp_max(clip)
-    return -(weight * reward * policy.log_probability(actions)).sum(-1)
+    return policy.score_loss(actions, weight * reward)
 
 
 def kernel_doubly_robust(

@@ -1,0 +1,117 @@
+"""Policies over prompts while they are learned: pmfs of a batch, draws from them, and derivatives in their logits.
+
+Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.training import BatchT, Gradient
+
+
+def _logarithm(probability: Tensor) -> Tensor:
+    # A probability that underflowed has weight zero in every method; its logarithm only has to be a number.
+    return probability.clamp_min(torch.finfo(probability.dtype).tiny).log()
+
+
+class _LogProbability(torch.autograd.Function):
+    """``log softmax(logits)[action]`` given the softmax; backward writes one matrix instead of autograd's three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, pmf: Tensor, actions: Tensor) -> Tensor:
+        ctx.save_for_backward(pmf, actions)
+        chosen = pmf.gather(-1, actions[..., None])[..., 0]
+        return _logarithm(chosen)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        pmf, actions = ctx.saved_tensors
+        return (pmf * -slope[..., None]).scatter_add_(-1, actions[..., None], slope[..., None]), None, None
+
+
+class ActionDistribution:
+    """``π(· | x, q) = softmax(logits)`` for a batch.
+
+    Attributes:
+        logits: (W, B, A).
+        pmf: the probabilities, without gradient.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.pmf = torch.softmax(logits.detach(), -1)
+
+    def sample(self, uniforms: Tensor) -> Tensor:
+        """Return the prompts at which the cumulative pmf passes `uniforms` (W, B), by inversion, (W, B) int64."""
+        return invert(self.pmf, uniforms)
+
+    def probability(self, actions: Tensor) -> Tensor:
+        """Return ``π(a)``, without gradient, (W, B)."""
+        return self.pmf.gather(-1, actions[..., None])[..., 0]
+
+    def log_probability(self, actions: Tensor) -> Tensor:
+        """Return ``log π(a)``, differentiable in the logits, (W, B)."""
+        log_probability: Tensor = _LogProbability.apply(self.logits, self.pmf, actions)  # type: ignore[no-untyped-call]
+        return log_probability
+
+    def expectation(self, values: Tensor) -> Tensor:
+        """Return ``Σ_a π(a) v_a`` of `values` (W, B, A), differentiable in the logits, (W, B)."""
+        return (torch.softmax(self.logits, -1) * values).sum(-1)
+
+    def score_loss(self, actions: Tensor, weight: Tensor) -> Tensor:
+        """Return ``−Σ_i w_i log π(a_i)`` of `actions` (W, B) with a `weight` (W, B) that is held fixed, (W,)."""
+        return -(weight * self.log_probability(actions)).sum(-1)
+
+
+class _NotedSoftmax(ActionDistribution):
+    """A softmax that notes the score losses taken of it, so that their derivative can be written down at the end."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits)
+        self._noted: list[tuple[Tensor, Tensor]] = []
+
+    def log_probability(self, actions: Tensor) -> Tensor:
+        raise TypeError("a surrogate by scores: expected score losses only; differentiate others by autograd")
+
+    def expectation(self, values: Tensor) -> Tensor:
+        raise TypeError("a surrogate by scores: expected score losses only; differentiate others by autograd")
+
+    def score_loss(self, actions: Tensor, weight: Tensor) -> Tensor:
+        self._noted.append((actions[..., None], weight[..., None]))
+        return -(weight * _logarithm(self.probability(actions))).sum(-1)
+
+    def slope(self) -> Tensor:
+        """Return ``Σ w (π − 1{a})``, the derivative of all losses, (W, B, A). It is written over the pmf."""
+        weights = [weight for _, weight in self._noted]
+        slope = self.pmf.mul_(sum(weights[1:], start=weights[0]))
+        for actions, weight in self._noted:
+            slope.scatter_add_(-1, actions, -weight)
+        return slope
+
+
+def by_scores(surrogate: Callable[[ActionDistribution, BatchT], Tensor]) -> Gradient[BatchT]:
+    """Return losses and their derivative without autograd, which takes as long as the arithmetic at this size.
+
+    Args:
+        surrogate: ``(policy, batch)`` to losses (W,): a sum of what :meth:`ActionDistribution.score_loss` gives.
+    """
+
+    def gradient(logits: Tensor, batch: BatchT) -> tuple[Tensor, Tensor]:
+        policy = _NotedSoftmax(logits)
+        return surrogate(policy, batch), policy.slope()
+
+    return gradient
+
+
+def invert(pmf: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the first index whose cumulative probability exceeds the uniform, (...) for `pmf` (..., A)."""
+    cumulative = pmf.cumsum(-1)
+    # Rounding may leave the last sum below the uniform: scaling by it keeps the index within the catalogue.
+    target = uniforms[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_max_(pmf.shape[-1] - 1)
