@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.markup import data_uri, document, number
 from offprompts_env.rng import stream
 from offprompts_env.sampling import sample_actions
 from offprompts_env.simulator import Simulator
@@ -83,22 +83,33 @@ def stories(
     ]
 
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #16794a; --bad: #b3372f; }
-@media (prefers-color-scheme: dark) { :root { --good: #63d297; --bad: #ff8f85; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0; } .taste, .note { opacity: .75; margin: 0; }
-.movie { border-top: 1px solid var(--line); padding: .8rem 0; }
-.movie h3 { font-size: 1rem; margin: 0 0 .4rem; }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-@media (max-width: 40rem) { .sides { grid-template-columns: 1fr; } }
-.sides p { margin: 0; } .label { font-size: .85rem; opacity: .75; }
-.gain { color: var(--good); font-weight: 600; } .loss { color: var(--bad); font-weight: 600; }
-kbd { font: inherit; border: 1px solid var(--line); border-radius: .3rem; padding: 0 .35rem; }
-table { border-collapse: collapse; margin: 1rem 0; width: 100%; } img { max-width: 100%; background: #fff; }
-th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } .wide { overflow-x: auto; }
-"""
+def stories_html(told: Sequence[Story], names: tuple[str, str], *, level: int = 2) -> str:
+    """Return stories as HTML, users with their movies.
+
+    Args:
+        told: the stories; those of a user follow each other.
+        names: of both sides.
+        level: of a user's heading; that of a movie is the next.
+    """
+
+    def show(label: str, side: Side, css: str) -> str:
+        mark = f'<span class="{css}">{number(side.reward, 2, signed=True)}</span>'
+        head = f'<p class="label">{html.escape(label)}: <kbd>{html.escape(side.prompt)}</kbd> · reward {mark}</p>'
+        return f"<div>{head}<p>{html.escape(side.sentence)}</p></div>"
+
+    parts = []
+    user = ""
+    for story in told:
+        if story.user != user:
+            user = story.user
+            taste = f'<p class="taste">{html.escape(story.taste)}</p>' if story.taste else ""
+            parts.append(f"<h{level}>{html.escape(user)}</h{level}>{taste}")
+        gained = story.after.reward - story.before.reward
+        css = "gain" if gained > 0 else "loss" if gained < 0 else "same"
+        sides = show(names[0], story.before, "same") + show(names[1], story.after, css)
+        movie = f"<h{level + 1}>{html.escape(story.movie)}</h{level + 1}>"
+        parts.append(f'<div class="movie">{movie}<div class="sides">{sides}</div></div>')
+    return "".join(parts)
 
 
 def write_page(
@@ -122,29 +133,9 @@ def write_page(
         table: an HTML table that stands before the stories.
         figure: a PNG file, which is copied into the page.
     """
-    picture = base64.b64encode(figure.read_bytes()).decode()
-
-    def show(label: str, side: Side, css: str) -> str:
-        mark = f'<span class="{css}">{side.reward:+.2f}</span>'
-        head = f'<p class="label">{html.escape(label)}: <kbd>{html.escape(side.prompt)}</kbd> · reward {mark}</p>'
-        return f"<div>{head}<p>{html.escape(side.sentence)}</p></div>"
-
-    parts = []
-    user = ""
-    for story in told:
-        if story.user != user:
-            user = story.user
-            parts.append(f'<h2>{html.escape(user)}</h2><p class="taste">{html.escape(story.taste)}</p>')
-        gained = story.after.reward - story.before.reward
-        css = "gain" if gained > 0 else "loss" if gained < 0 else ""
-        sides = show(names[0], story.before, "") + show(names[1], story.after, css)
-        parts.append(f'<div class="movie"><h3>{html.escape(story.movie)}</h3><div class="sides">{sides}</div></div>')
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+    drawn = f'<figure><img class="paper" alt="The same values drawn" src="{data_uri(figure)}"></figure>'
+    body = (
         f'<h1>{html.escape(title)}</h1><p class="note">{html.escape(note)}</p>'
-        f'<div class="wide">{table}</div><img alt="The same values drawn" src="data:image/png;base64,{picture}">'
-        f"{''.join(parts)}</body></html>\n"
+        f'<div class="wide">{table}</div>{drawn}{stories_html(told, names)}'
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(document(title, body), encoding="utf-8")
