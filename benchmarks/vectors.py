@@ -6,29 +6,22 @@ of rounds, a log's regression once for all learners.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 import agents
-from benchmarks.methods import QUICK, Effort, Logging, Method, Own, Skyline
+from benchmarks.methods import QUICK, Effort, Method
 from benchmarks.results import Result
-from benchmarks.store import JSON, LOGS, REWARDS, VALUES, Kept, Store, digest, policies
+from benchmarks.store import JSON, LOGS, Kept, Store, digest, policies
+from benchmarks.worlds import BenchWorlds
 from offprompts_env.collecting import collect
-from offprompts_env.rng import stream
 from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.synthetic import SyntheticConfig
-from offprompts_env.types import Agent, Estimate, LoggedDataset, Policy
-
-CURVE_POINTS = 10
-"""Looks at a policy while it is trained."""
-
-BATCH = 32
-"""Rounds after which an agent that learns while it acts is shown what came of them."""
+from offprompts_env.types import Contexts, Estimate, IntArray, LoggedDataset, Policy
 
 
 @dataclass(frozen=True)
@@ -89,26 +82,26 @@ class VectorSetting:
         return _Worlds(self, units, store).perform(self.effort.of(method))
 
 
-class _Worlds:
+class _Worlds(BenchWorlds):
     """The worlds of a setting, with what is shared in the store."""
 
     def __init__(self, setting: VectorSetting, units: Sequence[tuple[int, int]], store: Store) -> None:
-        self.setting, self.units, self.store = setting, list(units), store
-        self.seeds = [world for world, _ in units]
-        self.simulators = [setting.build(seed) for seed in self.seeds]
-        self.generators = [setting.generator(simulator) for simulator in self.simulators]
-        self.shared = np.zeros(len(units))
-        """Processor seconds of what was shared, so far."""
+        self.setting = setting
+        seeds = [world for world, _ in units]
+        simulators = [setting.build(seed) for seed in seeds]
+        generators = [setting.generator(simulator) for simulator in simulators]
+        super().__init__(units, store, simulators, generators, seeds, setting.n)
 
-    def _share(self, kept: Sequence[Kept[Any]]) -> list[Any]:
-        self.shared += [one.seconds for one in kept]
-        return [one.value for one in kept]
+    def keys(self, stage: str, *parts: object) -> list[str]:
+        """See :class:`BenchWorlds`."""
+        return self._keys(stage, self.setting, *parts)
 
     def _keys(self, *parts: object) -> list[str]:
         return [digest(*parts, seed) for seed in self.seeds]
 
     @cached_property
     def logging(self) -> list[Policy]:
+        """See :class:`BenchWorlds`."""
         regression = self.setting.effort.of(agents.PromptRewardRegression())
 
         def make(missing: list[int]) -> list[agents.SoftmaxPolicy]:
@@ -117,11 +110,11 @@ class _Worlds:
             )
 
         keys = self._keys("logging", self.setting.process, regression)
-        fitted = self._share(self.store.many("logging", keys, make, policies()))
+        fitted = self.share(self.store.many("logging", keys, make, policies()))
         return [self.setting.recorder(policy, seed) for policy, seed in zip(fitted, self.seeds, strict=True)]
 
     def skylines(self, learner: agents.OnlinePG) -> list[Kept[Policy]]:
-        """What `learner` reaches by playing."""
+        """See :class:`BenchWorlds`."""
 
         def make(missing: list[int]) -> Sequence[Policy]:
             return learner.fit_many([self.simulators[i] for i in missing], seeds=[self.seeds[i] for i in missing])
@@ -129,7 +122,12 @@ class _Worlds:
         return self.store.many("skyline", self._keys("skyline", self.setting.process, learner), make, policies())
 
     @cached_property
-    def references(self) -> list[dict[str, float]]:
+    def references(self) -> list[Mapping[str, float]]:
+        """See :class:`BenchWorlds`."""
+        return [{name: own for name, own in held.items() if "(curve)" not in name} for held in self._owned]
+
+    @cached_property
+    def _owned(self) -> list[dict[str, float]]:
         """Values of the policies that the environment owns, over all evaluation rounds and over those of the curve."""
         skyline = self.setting.effort.of(agents.OnlinePG())
         logging, online = self.logging, [kept.value for kept in self.skylines(skyline)]
@@ -142,8 +140,8 @@ class _Worlds:
                 "oracle": agents.OraclePolicy(simulator),
                 "online": online[index],
             }
-            values = {name: self._value(index, policy).value for name, policy in owned.items()}
-            few = {f"{name} (curve)": self._value(index, owned[name], True).value for name in ("uniform", "oracle")}
+            values = {name: self.value(index, policy).value for name, policy in owned.items()}
+            few = {f"{name} (curve)": self._quickly(index, owned[name]) for name in ("uniform", "oracle")}
             return values | few
 
         keys = self._keys("references", self.setting.process, skyline)
@@ -151,12 +149,30 @@ class _Worlds:
             kept.value for kept in self.store.many("references", keys, lambda missing: [of(i) for i in missing], JSON)
         ]
 
-    def _value(self, index: int, policy: Policy, curve: bool = False) -> Estimate:
-        n = self.setting.curve_contexts if curve else self.setting.contexts
-        return self.simulators[index].policy_value(policy, n=n)
+    def value(self, index: int, policy: Policy) -> Estimate:
+        """See :class:`BenchWorlds`."""
+        return self.simulators[index].policy_value(policy, n=self.setting.contexts)
+
+    def _quickly(self, index: int, policy: Policy) -> float:
+        return self.simulators[index].policy_value(policy, n=self.setting.curve_contexts).value
+
+    def glance(self, index: int, policy: Policy) -> float:
+        """See :class:`BenchWorlds`."""
+        low, high = (self._owned[index][f"{name} (curve)"] for name in ("uniform", "oracle"))
+        return (self._quickly(index, policy) - low) / (high - low)
+
+    def evaluation(self, index: int) -> Contexts:
+        """See :class:`BenchWorlds`."""
+        return self.simulators[index].evaluation_contexts(self.setting.contexts)
+
+    def of_actions(self, index: int, actions: IntArray) -> Estimate:
+        """See :class:`BenchWorlds`."""
+        rewards = self.simulators[index].expected_rewards(self.evaluation(index))
+        return Estimate.of_mean(rewards[np.arange(len(actions)), actions])
 
     @cached_property
     def logs(self) -> list[LoggedDataset]:
+        """See :class:`BenchWorlds`."""
         logging = self.logging
 
         def make(missing: list[int]) -> list[LoggedDataset]:
@@ -165,116 +181,5 @@ class _Worlds:
                 for i in missing
             ]
 
-        logs = self._share(self.store.many("logs", self._keys("log", self.setting), make, LOGS))
+        logs = self.share(self.store.many("logs", self.keys("log"), make, LOGS))
         return [self.setting.seen(log) for log in logs]
-
-    def _regression(self, regression: agents.PromptRewardRegression) -> agents.FittedRewards:
-        logs = self.logs
-
-        def make(missing: list[int]) -> Sequence[agents.PromptRewards]:
-            return regression.fit_many([logs[i] for i in missing], seeds=[self.seeds[i] for i in missing])
-
-        keys = self._keys("rewards", self.setting, regression)
-        return agents.FittedRewards(tuple(self._share(self.store.many("rewards", keys, make, REWARDS))))
-
-    def _density(self, density: agents.LoggingDensity, kernel: agents.Kernel) -> agents.KnownDensity:
-        logs, logging = self.logs, self.logging
-
-        def make(missing: list[int]) -> Sequence[Any]:
-            return density.fit_many(
-                [logs[i] for i in missing],
-                kernel=kernel,
-                generators=[self.generators[i] for i in missing],
-                logging_policies=[logging[i] for i in missing],
-                seeds=[self.seeds[i] for i in missing],
-            )
-
-        keys = self._keys("density", self.setting, density, kernel)
-        return agents.KnownDensity(tuple(self._share(self.store.many("density", keys, make, VALUES))))
-
-    def _with_shared(self, learner: Any) -> Any:
-        """Return `learner` with the regression and the density that other learners of this log have too."""
-        names = {f.name for f in fields(learner)}
-        if "rewards" in names and isinstance(learner.rewards, agents.PromptRewardRegression):
-            learner = replace(learner, rewards=self._regression(learner.rewards))
-        if "density" in names and isinstance(learner.density, agents.NetworkDensity | agents.MonteCarloDensity):
-            kernel = agents.GaussianKernel(learner.tau) if learner.kernel is None else learner.kernel
-            learner = replace(learner, density=self._density(learner.density, kernel))
-        return learner
-
-    def perform(self, method: Method) -> list[Result]:
-        """Return what `method` reaches in each world."""
-        if isinstance(method, Own):
-            return [self._own(method, index) for index in range(len(self.units))]
-        if isinstance(method, Logging):
-            return [self._judged(index, policy) for index, policy in enumerate(self.logging)]
-        if isinstance(method, Skyline):
-            kept = self.skylines(method.learner)
-            return [self._judged(index, one.value, seconds=one.seconds) for index, one in enumerate(kept)]
-        return self._learn(method)
-
-    def _learn(self, method: agents.Learner) -> list[Result]:
-        logging, logs, learner = self.logging, self.logs, self._with_shared(method)
-        curves: list[tuple[int, list[float]]] = []
-
-        def look(step: int, learned: Sequence[Policy]) -> None:
-            curves.append((step, [self._curve(index, policy) for index, policy in enumerate(learned)]))
-
-        every = max(1, getattr(method, "steps", CURVE_POINTS) // CURVE_POINTS)
-        started = time.process_time()
-        found = learner.fit_many(
-            logs,
-            generators=self.generators,
-            logging_policies=logging,
-            seeds=self.seeds,
-            callback=agents.Callback(every, look),
-        )
-        seconds = (time.process_time() - started) / len(found)
-        return [
-            self._judged(
-                index,
-                policy,
-                curve_steps=tuple(step for step, _ in curves),
-                curve=tuple(values[index] for _, values in curves),
-                seconds=seconds,
-            )
-            for index, policy in enumerate(found)
-        ]
-
-    def _curve(self, index: int, policy: Policy) -> float:
-        low, high = (self.references[index][f"{name} (curve)"] for name in ("uniform", "oracle"))
-        return (self._value(index, policy, True).value - low) / (high - low)
-
-    def _judged(self, index: int, policy: Policy | Estimate, **rest: Any) -> Result:
-        value = policy if isinstance(policy, Estimate) else self._value(index, policy)
-        references = {name: own for name, own in self.references[index].items() if "(curve)" not in name}
-        shared = float(self.shared[index])
-        return Result(value.value, value.standard_error, references, shared_seconds=shared, **rest)
-
-    def _own(self, method: Own, index: int) -> Result:
-        simulator, (world, seed) = self.simulators[index], self.units[index]
-        made = method.make(simulator.prompts, seed)
-        started = time.process_time()
-        policy = self._made(made, index)
-        seconds = time.process_time() - started
-        if isinstance(policy, Policy):
-            return self._judged(index, policy, seconds=seconds)
-        contexts = simulator.evaluation_contexts(self.setting.contexts)
-        actions, _ = policy.act(contexts, stream(world, "benchmarks", "own agent"))
-        rewards = simulator.expected_rewards(contexts)[np.arange(len(contexts)), actions]
-        return self._judged(index, Estimate.of_mean(rewards), seconds=seconds)
-
-    def _made(self, made: Any, index: int) -> Any:
-        """Let what a user's function made learn: a learner from the log, an agent from as many rounds of its own."""
-        if callable(getattr(made, "fit", None)):
-            return made.fit(
-                self.logs[index],
-                generator=self.generators[index],
-                logging_policy=self.logging[index],
-                seed=self.units[index][1],
-            )
-        if isinstance(made, Agent):
-            collect(
-                self.simulators[index], made, self.setting.n, seed=self.seeds[index], batch_size=BATCH, progress=False
-            )
-        return made
