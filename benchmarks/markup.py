@@ -30,21 +30,20 @@ h2 { font-size: 1.35rem; line-height: 1.25; margin: 3.5rem 0 .5rem; padding-top:
   border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; } h4 { font-size: 1rem; margin: 0 0 .4rem; }
 p { margin: 0 0 .8rem; max-width: 46rem; } a { color: var(--link); text-underline-offset: .15em; }
-.lead { font-size: 1.05rem; } .note, .taste, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.lead { font-size: 1.05rem; } .note, .taste, figcaption { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 3px solid var(--warn); padding-left: .75rem; }
 nav ol { columns: 18rem; column-gap: 2rem; margin: .5rem 0 0; padding-left: 1.4rem; } nav li { break-inside: avoid; }
 nav a { display: inline-block; padding: .2rem 0; }
 figure { margin: 1.2rem 0 1.8rem; } figure img { display: block; width: 100%; max-width: 100%; height: auto; }
 figcaption { margin-top: .4rem; max-width: 46rem; } img { max-width: 100%; }
 img.paper { background: #fff; border-radius: .4rem; }
-.wide { overflow-x: auto; margin: .8rem 0 1.4rem; -webkit-overflow-scrolling: touch; }
+.wide { overflow-x: auto; margin: .4rem 0 1.4rem; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60%; }
-caption { text-align: left; padding-bottom: .4rem; caption-side: top; max-width: 46rem; }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-thead th, tr:first-child > th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th:not([scope=row]) { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   padding-left: 0; }
-tbody th { font-weight: 500; } tr.quiet > * { color: var(--soft); } td.prose { text-align: left; white-space: normal;
+th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); } td.prose { text-align: left; white-space: normal;
   min-width: 16rem; } td.best { background: var(--mark); } td.best b { font-weight: 700; }
 .error { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 1rem 0; }
@@ -123,10 +122,12 @@ def table(
         css = ' class="quiet"' if index in quiet else ""
         cells = "".join(_cell(cell) for cell in rest)
         rows.append(f'<tr{css}><th scope="row">{html.escape(_plain(first))}</th>{cells}</tr>')
-    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    inside = f"{above}<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    # Above the box, not in it: words must not scroll away.
+    above = f'<p class="note">{html.escape(caption)}</p>' if caption else ""
+    inside = f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    label = html.escape(caption or "Table")
     # Reachable by keyboard, or those without a pointer could not scroll it.
-    return f'<div class="wide" tabindex="0" role="region" aria-label="Table"><table>{inside}</table></div>'
+    return f'{above}<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{inside}</table></div>'
 
 
 def _plain(cell: Cell | str) -> str:
