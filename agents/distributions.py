@@ -5,11 +5,13 @@ Symbols: ``W`` worlds, ``B`` rounds of a batch, ``A`` prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agents.training import BatchT, Gradient
 
@@ -109,9 +111,41 @@ def by_scores(surrogate: Callable[[ActionDistribution, BatchT], Tensor]) -> Grad
     return gradient
 
 
+# Prompts from which on blocks are worth their overhead.
+_MANY = 512
+
+
 def invert(pmf: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the first index whose cumulative probability exceeds the uniform, (...) for `pmf` (..., A)."""
-    cumulative = pmf.cumsum(-1)
-    # Rounding may leave the last sum below the uniform: scaling by it keeps the index within the catalogue.
-    target = uniforms[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_max_(pmf.shape[-1] - 1)
+    """Return the first index whose cumulative probability exceeds the uniform, (...) for `pmf` (..., A).
+
+    A cumulative sum is one addition after the other. Where prompts are many, only the sums of blocks of about √A are
+    accumulated, and then the prompts of the one block that the uniform falls in.
+    """
+    if pmf.shape[-1] < _MANY:
+        return _exceeding(pmf.cumsum(-1), uniforms[..., None])[0][..., 0]
+    blocks = _in_blocks(pmf)
+    mass, width = blocks.sum(-1), blocks.shape[-1]
+    cumulative = mass.cumsum(-1)
+    block, target = _exceeding(cumulative, uniforms[..., None])
+    own = blocks.gather(-2, block[..., None].expand(*block.shape, width))[..., 0, :].cumsum(-1)
+    left = (target - (cumulative - mass).gather(-1, block)).clamp_min_(0)
+    # Sums in another order round otherwise: what is left stays below its block's own, so an index with mass is found.
+    left = torch.minimum(left, own[..., -1:] * (1 - torch.finfo(own.dtype).eps))
+    inside = torch.searchsorted(own, left, right=True).clamp_max_(width - 1)
+    return (block * width + inside)[..., 0]
+
+
+def _exceeding(cumulative: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first index where `cumulative` (..., k) exceeds `shares` of its last number, and these, (..., 1)."""
+    # The last number is near one, not one: scaling by it keeps the index within the catalogue.
+    target = shares * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp_max_(cumulative.shape[-1] - 1), target
+
+
+def _in_blocks(pmf: Tensor) -> Tensor:
+    """Return `pmf` (..., A) as blocks (..., ⌈A / k⌉, k) with k near √A: a view if such a k divides A."""
+    count = pmf.shape[-1]
+    root = math.isqrt(count)
+    width = next((width for width in range(root, 2 * root) if count % width == 0), root)
+    short = -count % width
+    return (pad(pmf, (0, short)) if short else pmf).unflatten(-1, (-1, width))

@@ -263,6 +263,28 @@ def test_inversion_covers_the_catalogue_exactly():
     assert invert(pmf[:, :1], torch.tensor([[1 - 2**-24]])).item() == 4
 
 
+@pytest.mark.parametrize("prompts", [7, 511, 512, 1000, 1009])
+def test_inversion_draws_the_prompt_whose_interval_holds_the_uniform(prompts):
+    """Also where most prompts are impossible, for uniforms at both ends and all the numbers between."""
+    rng = np.random.default_rng(prompts)
+    weights = rng.random((3, 50, prompts)) ** 8 * (rng.random((3, 50, prompts)) < 0.1)
+    weights[..., prompts // 2] += 1e-3
+    pmf = torch.from_numpy(weights / weights.sum(-1, keepdims=True)).float()
+    uniforms = torch.from_numpy(rng.random((3, 50), dtype=np.float32))
+    uniforms[0, 0], uniforms[0, 1], uniforms[1] = 0.0, 1 - 2**-24, 1 - 2**-24
+    drawn = invert(pmf, uniforms)[..., None]
+    upper = pmf.double().cumsum(-1).gather(-1, drawn)[..., 0]
+    chance = pmf.gather(-1, drawn)[..., 0]
+    assert (chance > 0).all()
+    assert (uniforms < upper + 1e-6).all()
+    assert (uniforms > upper - chance - 1e-6).all()
+
+
+def test_inversion_of_nan_stays_within_the_catalogue():
+    drawn = invert(torch.full((2, 3, 1000), torch.nan), torch.rand(2, 3))
+    assert ((drawn >= 0) & (drawn < 1000)).all()
+
+
 def test_pessimistic_gradient_by_hand_is_that_of_autograd():
     outputs, batch = torch.randn(3, 14, 1), ContrastBatch(torch.empty(0), torch.randn(3, 7, 1))
     surrogate, by_hand = (partial(f, pessimism=0.3) for f in (pessimistic_error, pessimistic_error_gradient))
