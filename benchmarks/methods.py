@@ -110,8 +110,8 @@ def _factory(spec: str) -> Callable[[PromptSet, int], Any]:
     return made  # type: ignore[no-any-return]
 
 
-Method = agents.Learner | Logging | Skyline | Own
-"""What a sweep runs."""
+Method = agents.Learner | Logging | Skyline | Own | agents.Estimator
+"""What a sweep runs: on settings of learners all but an estimator, on settings of estimators these alone."""
 
 PAPER: Mapping[str, Method] = {
     "logging": Logging(),
@@ -145,9 +145,16 @@ TITLES: Mapping[str, str] = {
     "sentence-greedy": "SentenceGreedy",
     "sentence-pg": "SentencePG",
     "sentence-dr": "SentenceDR",
+    "sentence-dr-action": "SentenceDR, prompt weights",
+    "sentence-greedy+e": "SentenceGreedy, prompt seen",
+    "sentence-dr+e": "SentenceDR, prompt seen",
     "oracle": "oracle",
 }
 """How learners are called in figures and tables; others by their own names."""
+
+
+# Settings of learners of which less effort takes a share, where they are set.
+_SHARED_OUT = ("steps", "max_sentences", "budget")
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,8 @@ class Effort:
     """How much of the published schedules is run.
 
     Attributes:
-        steps: share of the gradient steps of everything that is trained.
+        steps: share of the gradient steps of everything that is trained, and of the sentences that a generator with a
+            price is asked for.
         learning_rate: factor on the step size.
     """
 
@@ -173,7 +181,7 @@ class Effort:
         changed: dict[str, Any] = {}
         for f in fields(configuration):
             value = getattr(configuration, f.name)
-            if f.name == "steps" and f.init:
+            if f.name in _SHARED_OUT and f.init and value:
                 changed[f.name] = max(1, round(value * self.steps))
             elif f.name == "learning_rate" and f.init:
                 changed[f.name] = value * self.learning_rate

@@ -82,6 +82,11 @@ class VectorSetting:
         return _Worlds(self, units, store).perform(self.effort.of(method))
 
 
+def logging_policies(setting: VectorSetting, seeds: Sequence[int], store: Store) -> list[Policy]:
+    """Return what records the logs of the worlds `seeds`: the very policies of the sweeps over learners."""
+    return _Worlds(setting, [(seed, 0) for seed in seeds], store).logging
+
+
 class _Worlds(BenchWorlds):
     """The worlds of a setting, with what is shared in the store."""
 

@@ -18,6 +18,7 @@ from benchmarks.methods import Logging, Method, Own, Skyline
 from benchmarks.results import Result
 from benchmarks.store import REWARDS, VALUES, Kept, Store
 from offprompts_env.collecting import collect
+from offprompts_env.errors import ConfigError
 from offprompts_env.rng import stream
 from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.types import Agent, Contexts, Estimate, IntArray, LoggedDataset, Policy
@@ -143,7 +144,9 @@ class BenchWorlds(ABC):
         return learner
 
     def perform(self, method: Method) -> list[Result]:
-        """Return what `method` reaches in each world."""
+        """Return what `method` reaches in each world; raises ConfigError for an estimator, which reaches nothing."""
+        if isinstance(method, agents.Estimator):
+            raise ConfigError(f"{method!r:.80}: expected a learner, got an estimator; run it through estimators_n")
         if isinstance(method, Own):
             return [self._own(method, index) for index in range(len(self.units))]
         if isinstance(method, Logging):
