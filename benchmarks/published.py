@@ -1,39 +1,25 @@
-"""Compare the learners with the published synthetic experiment, cell by cell.
+"""The published data-size table beside ours, cell by cell.
 
-    python -m benchmarks.published --n 500 8000 --worlds 20 --learners logging is dso --out cells.csv
+    python -m benchmarks published --out runs
 
-A cell is written to the file as soon as it is known, and one that is there already is not computed again: a run that
-was interrupted goes on where it stopped.
-
-Worlds are those of the preset ``paper_code``, seeds 0, 1, 2, ...; a value is the optimality
-``(V(π) − V(uniform)) / (V(optimal) − V(uniform))``, exact over 10,000 contexts, mean ± standard error over worlds. The
-published worlds were drawn by another generator: a cell agrees if the means differ by at most two combined standard
-errors.
+Our worlds are those of the preset ``paper_code``, seeds 0, 1, 2, ...; a value is the optimality
+``(V(π) − V(uniform)) / (V(oracle) − V(uniform))``, mean ± standard error over worlds. The published worlds were drawn
+by another generator: a cell agrees if the means differ by at most two combined standard errors.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-
-import agents
-from benchmarks.rows import append_row, read_rows
-from offprompts_env.collecting import collect
-from offprompts_env.simulator import Simulator
-from offprompts_env.synthetic import SyntheticConfig
-from offprompts_env.types import LoggedDataset, Policy
-
-T = TypeVar("T")
+from benchmarks import claims
+from benchmarks.methods import TITLES
+from benchmarks.results import Row, read_rows
+from benchmarks.summaries import comparable, summaries
 
 SIZES = (500, 1000, 2000, 4000, 8000)
 
@@ -46,38 +32,42 @@ PUBLISHED: Mapping[str, Mapping[int, tuple[float, float]]] = {
     "is": dict(
         zip(SIZES, [(0.139, 0.007), (0.143, 0.007), (0.157, 0.005), (0.181, 0.007), (0.217, 0.008)], strict=True)
     ),
-    "dso": dict(
-        zip(SIZES, [(0.262, 0.015), (0.337, 0.018), (0.397, 0.016), (0.436, 0.021), (0.458, 0.019)], strict=True)
-    ),
     "dr": dict(
         zip(SIZES, [(0.016, 0.016), (0.134, 0.016), (0.191, 0.009), (0.228, 0.009), (0.245, 0.009)], strict=True)
     ),
     "potec": dict(
         zip(SIZES, [(0.003, 0.015), (0.040, 0.012), (0.067, 0.013), (0.117, 0.016), (0.173, 0.018)], strict=True)
     ),
+    "dso": dict(
+        zip(SIZES, [(0.262, 0.015), (0.337, 0.018), (0.397, 0.016), (0.436, 0.021), (0.458, 0.019)], strict=True)
+    ),
     "greedy": dict(
         zip(SIZES, [(0.002, 0.011), (0.036, 0.010), (0.051, 0.009), (0.097, 0.014), (0.150, 0.018)], strict=True)
     ),
     "online": dict.fromkeys(SIZES, (0.705, 0.010)),
 }
+"""Learner to number of logged rounds to (mean, standard error)."""
+
+WITHOUT_LOG = ("logging", "online")
+"""What no number of logged rounds changes: one cell each."""
+
+LIMIT = 2.0
+"""Combined standard errors beyond which a cell is off."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class Comparison:
     """One learner at one data size.
 
     Attributes:
         learner: name in :data:`PUBLISHED`.
         n: logged rounds.
-        worlds: number of worlds.
-        mean: of the optimality over worlds.
+        worlds: number of ours.
+        mean: of our optimality over worlds.
         standard_error: of that mean.
         published_mean: what the paper's code reached.
         published_standard_error: of that.
-        deviation: difference of the means in combined standard errors.
-        seconds: processor time of training a world, the worlds batched; that of the regression it shares with others
-            included.
-        torch_version: provenance.
+        short: ours is of a share of the published schedules (``--quick``), and no replication.
     """
 
     learner: str
@@ -87,17 +77,26 @@ class Cell:
     standard_error: float
     published_mean: float
     published_standard_error: float
-    deviation: float
-    seconds: float
-    torch_version: str = torch.__version__
+    short: bool = False
+
+    @property
+    def deviation(self) -> float:
+        """Difference of the means in combined standard errors."""
+        return (self.mean - self.published_mean) / math.hypot(self.standard_error, self.published_standard_error)
+
+    @property
+    def off(self) -> bool:
+        """Whether the means differ by more than :data:`LIMIT`."""
+        return abs(self.deviation) > LIMIT
 
     def __str__(self) -> str:
         return (
-            f"{self.learner:<11} {self.n:>6}  {self.mean:6.3f} ± {self.standard_error:.3f}   "
-            f"{self.published_mean:6.3f} ± {self.published_standard_error:.3f}   {self.deviation:+6.1f}   "
-            f"{self.seconds:6.1f} s"
+            f"{self.learner:<11} {self.n:>6} {self.worlds:>7}  {self.mean:6.3f} ± {self.standard_error:.3f}   "
+            f"{self.published_mean:6.3f} ± {self.published_standard_error:.3f}   {self.deviation:+6.1f}"
         )
 
+
+HEADER = f"{'learner':<11} {'n':>6} {'worlds':>7}  {'here':>14}   {'published':>14}   {'dev/se':>6}"
 
 # Why a cell may be off although the method is the published one: what was measured, not what is hoped.
 _REGRESSION = (
@@ -109,189 +108,115 @@ REASONS: Mapping[tuple[str, int], str] = {
     ("potec", 2000): _REGRESSION,
     ("regression", 8000): _REGRESSION,
 }
+"""What is known of cells that are off, by (learner, n)."""
 
 
-def verdict(cells: Sequence[Cell]) -> str:
-    """Say which cells are more than two combined standard errors off, and why."""
-    off = [cell for cell in cells if abs(cell.deviation) > 2]
-    by_chance = 0.0455 * len(cells)
-    lines = [
-        f"{len(off)} of {len(cells)} cells deviate by more than two standard errors; {by_chance:.1f} would by chance"
-    ]
-    lines += [f"{cell}   {REASONS.get((cell.learner, cell.n), 'not explained')}" for cell in off]
-    return "\n".join(lines)
+def against(learner: str, n: int, worlds: int, mean: float, standard_error: float, short: bool = False) -> Comparison:
+    """Put a mean of ours beside the published one.
 
-
-HEADER = f"{'learner':<11} {'n':>6}  {'here':>14}   {'published':>14}   {'dev/se':>6}   {'s/world':>8}"
-
-
-class Comparison:
-    """The worlds of the comparison, with what is needed to judge policies in them.
-
-    Args:
-        seeds: of the worlds.
-        settings: of the worlds, on top of the preset ``paper_code``.
-        contexts: rounds over which policies are valued.
+    Raises:
+        KeyError: nothing was published for this learner and size.
     """
-
-    def __init__(self, seeds: Iterable[int], settings: Mapping[str, Any] | None = None, contexts: int = 10_000) -> None:
-        self.seeds, self.contexts = list(seeds), contexts
-        self.simulators: list[Simulator] = [
-            SyntheticConfig.preset("paper_code", **(settings or {}), seed=seed).build() for seed in self.seeds
-        ]
-        self.generators = [simulator.outputs for simulator in self.simulators]
-
-    @cached_property
-    def logging(self) -> tuple[list[agents.SoftmaxPolicy], float]:
-        """The logging policies, and the processor time they took."""
-        return _timed(lambda: agents.logging_policies(self.simulators, seeds=self.seeds))
-
-    @cached_property
-    def _scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values of the uniform policy, and what the optimal one adds to them, (worlds,) each."""
-        floor = self._values([agents.UniformPolicy(simulator.n_prompts) for simulator in self.simulators])
-        return floor, self._values([agents.OraclePolicy(simulator) for simulator in self.simulators]) - floor
-
-    def _values(self, policies: Sequence[Policy]) -> np.ndarray:
-        pairs = zip(self.simulators, policies, strict=True)
-        return np.array([simulator.policy_value(policy, n=self.contexts).value for simulator, policy in pairs])
-
-    def optimality(self, policies: Sequence[Policy]) -> np.ndarray:
-        """Return the optimality of one policy a world, (worlds,)."""
-        floor, scale = self._scale
-        return np.asarray((self._values(policies) - floor) / scale)
-
-    def cell(self, learner: str, n: int, policies: Sequence[Policy], seconds: float) -> Cell:
-        """Judge policies that took `seconds` to train, and compare."""
-        reached, worlds = self.optimality(policies), len(policies)
-        mean, error = float(reached.mean()), float(reached.std(ddof=1) / math.sqrt(worlds))
-        published, published_error = PUBLISHED[learner][n]
-        deviation = (mean - published) / math.hypot(error, published_error)
-        return Cell(learner, n, worlds, mean, error, published, published_error, deviation, seconds / worlds)
+    return Comparison(learner, n, worlds, mean, standard_error, *PUBLISHED[learner][n], short)
 
 
-def _timed(make: Callable[[], T]) -> tuple[T, float]:
-    started = time.process_time()
-    return make(), time.process_time() - started
-
-
-class Logs:
-    """What the learners of one data size share: the logs, and the reward regression.
-
-    Args:
-        comparison: the worlds.
-        n: rounds the logging policy records in each.
-    """
-
-    def __init__(self, comparison: Comparison, n: int) -> None:
-        self.comparison, self.n = comparison, n
-        worlds = zip(comparison.simulators, comparison.logging[0], comparison.seeds, strict=True)
-        self._logs: list[LoggedDataset] = [
-            collect(simulator, policy, n, seed=seed, progress=False) for simulator, policy, seed in worlds
-        ]
-
-    @cached_property
-    def regression(self) -> tuple[list[agents.PromptRewards], float]:
-        """The prompt-level reward models, and the processor time they took."""
-        return _timed(lambda: agents.PromptRewardRegression().fit_many(self._logs, seeds=self.comparison.seeds))
-
-    def fitted(self) -> agents.FittedRewards:
-        """Return the reward models in place of a regression."""
-        return agents.FittedRewards(tuple(self.regression[0]))
-
-    def learn(self, learner: agents.Learner) -> Sequence[Policy]:
-        """Let `learner` learn from the logs."""
-        return learner.fit_many(
-            self._logs,
-            generators=self.comparison.generators,
-            logging_policies=self.comparison.logging[0],
-            seeds=self.comparison.seeds,
+def compare(rows: Iterable[Row]) -> list[Comparison]:
+    """Return the cells that rows of the sweep ``data_size`` give, of two worlds or more, in the order of the table."""
+    own = [row for row in rows if row.sweep == "data_size" and row.x in PUBLISHED.get(row.learner, ())]
+    short = {(row.learner, row.point) for row in own if claims.is_short(row)}
+    return table_order(
+        against(
+            one.learner,
+            round(one.x),
+            one.worlds,
+            one.mean.value,
+            one.standard_error,
+            short=(one.learner, one.point) in short,
         )
-
-    def cell(self, learner: str) -> Cell:
-        """Train `learner`, a name in :data:`METHODS`, and compare."""
-        shared = 0.0 if learner in WITHOUT_REGRESSION else self.regression[1]
-        policies, seconds = _timed(lambda: METHODS[learner](self))
-        return self.comparison.cell(learner, self.n, policies, shared + seconds)
+        for one in summaries(own)
+        if one.worlds > 1
+    )
 
 
-Method = Callable[[Logs], Sequence[Policy]]
-
-METHODS: Mapping[str, Method] = {
-    "is": lambda logs: logs.learn(agents.ImportanceSamplingPG()),
-    "greedy": lambda logs: [agents.EpsilonGreedyPolicy(model, model.n_prompts) for model in logs.regression[0]],
-    "regression": lambda logs: logs.learn(agents.RegressionPG(rewards=logs.fitted())),
-    "dr": lambda logs: logs.learn(agents.DoublyRobustPG(rewards=logs.fitted())),
-    "potec": lambda logs: logs.learn(agents.POTEC(rewards=logs.fitted())),
-    "dso": lambda logs: logs.learn(agents.DSO()),
-}
-
-WITHOUT_REGRESSION = ("is", "dso")
+def table_order(found: Iterable[Comparison]) -> list[Comparison]:
+    """Return cells in the order of the table; of a learner that no log changes only the one with the most worlds."""
+    ordered = sorted(found, key=lambda one: (list(PUBLISHED).index(one.learner), one.n))
+    kept = [one for one in ordered if one.learner not in WITHOUT_LOG]
+    for learner in reversed(WITHOUT_LOG):
+        own = [one for one in ordered if one.learner == learner]
+        kept = [*([max(own, key=lambda one: one.worlds)] if own else []), *kept]
+    return kept
 
 
-def compare(
-    worlds: int,
-    sizes: Sequence[int],
-    learners: Sequence[str],
-    report: Callable[[Cell], None],
-    known: Sequence[Cell] = (),
-) -> list[Cell]:
-    """Fill the table.
-
-    Args:
-        worlds: number of worlds, at least 2.
-        sizes: numbers of logged rounds, of :data:`SIZES`.
-        learners: names in :data:`PUBLISHED`.
-        report: called with each new cell as soon as it is known.
-        known: cells of an earlier run; those of as many worlds are not computed again.
-
-    Returns:
-        The cells that were asked for, known ones first.
-    """
-    comparison = Comparison(range(worlds))
-    cells = [cell for cell in known if cell.worlds == worlds and cell.learner in learners and cell.n in sizes]
-    there = {(cell.learner, cell.n) for cell in cells}
-
-    def add(cell: Cell) -> None:
-        cells.append(cell)
-        report(cell)
-
-    # What no log changes stands at the first size.
-    if "logging" in learners and ("logging", sizes[0]) not in there:
-        add(comparison.cell("logging", sizes[0], *comparison.logging))
-    if "online" in learners and ("online", sizes[0]) not in there:
-        online = _timed(lambda: agents.OnlinePG().fit_many(comparison.simulators, seeds=comparison.seeds))
-        add(comparison.cell("online", sizes[0], *online))
-    for n in sizes:
-        missing = [learner for learner in METHODS if learner in learners and (learner, n) not in there]
-        if missing:
-            logs = Logs(comparison, n)
-            for learner in missing:
-                add(logs.cell(learner))
-    return cells
+def verdict(cells: Sequence[Comparison]) -> list[str]:
+    """Say how many cells are off, how many would be by chance, and of each what is known."""
+    if not cells:
+        return ["no cell has two worlds yet: run the sweep data_size"]
+    off = [cell for cell in cells if cell.off]
+    above = sum(cell.deviation > 0 for cell in cells)
+    by_chance = math.erfc(LIMIT / math.sqrt(2)) * len(cells)
+    said = [
+        f"{len(off)} of {len(cells)} cells are more than {LIMIT:g} combined standard errors off; {by_chance:.1f} would "
+        f"be by chance. {above} lie above the published mean, {len(cells) - above} below; cells share their worlds, so "
+        "they are not independent."
+    ]
+    said += [
+        f"{cell.learner}, n = {cell.n} ({_signed(cell.deviation)}): "
+        f"{REASONS.get((cell.learner, cell.n), 'not explained')}."
+        for cell in off
+    ]
+    if any(cell.short for cell in cells):
+        said.append("Some cells are of a share of the published schedules (--quick): they are no replication.")
+    return said
 
 
-def main() -> None:
-    """Run the comparison that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--n", type=int, nargs="+", default=[500, 8000], choices=SIZES, help="logged rounds")
-    parser.add_argument("--worlds", type=int, default=10, help="number of worlds (seeds 0, 1, 2, ...)")
-    parser.add_argument("--learners", nargs="+", default=["logging", "is", "dso"], choices=sorted(PUBLISHED))
-    parser.add_argument("--out", type=Path, help="write the cells to this CSV file, and take up those that are there")
-    chosen = parser.parse_args()
-    # At these sizes the published regressions overfit, and say so in every cell.
-    warnings.simplefilter("ignore", agents.TrainingWarning)
-    print(HEADER, flush=True)
-
-    def report(cell: Cell) -> None:
-        print(cell, flush=True)
-        if chosen.out is not None:
-            append_row(chosen.out, cell)
-
-    known = read_rows(chosen.out, Cell) if chosen.out is not None else []
-    cells = compare(chosen.worlds, chosen.n, chosen.learners, report, known)
-    print(verdict(cells))
+def text(cells: Sequence[Comparison]) -> str:
+    """Return the comparison for a terminal."""
+    return "\n".join([HEADER, *map(str, cells), "", *verdict(cells)])
 
 
-if __name__ == "__main__":
-    main()
+def markdown(cells: Sequence[Comparison]) -> str:
+    """Return the comparison as a table of learners by sizes, cells that are off in bold, and the verdict."""
+    sizes = sorted({cell.n for cell in cells})
+    held = {(cell.learner, cell.n): cell for cell in cells}
+    lines = ["| learner | " + " | ".join(f"n = {n:,}" for n in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for learner in dict.fromkeys(cell.learner for cell in cells):
+        shown = [_cell(held.get((learner, n))) for n in sizes]
+        lines.append(f"| {TITLES[learner]} | " + " | ".join(shown) + " |")
+    first, *others = verdict(cells)
+    return "\n".join([*(lines if cells else []), "", first, *([""] if others else []), *(f"- {one}" for one in others)])
+
+
+def _cell(cell: Comparison | None) -> str:
+    if cell is None:
+        return ""
+    shown = f"{number(cell.mean)} ± {number(cell.standard_error)} ({_signed(cell.deviation)})"
+    return f"**{shown}**" if cell.off else shown
+
+
+def number(value: float) -> str:
+    """Return three digits behind the point, nothing before it where that is 0, and a true minus."""
+    shown = f"{abs(value):.3f}"
+    minus = "−" if value < 0 and float(shown) else ""
+    return minus + (shown[1:] if shown.startswith("0") else shown)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _print(chosen: argparse.Namespace) -> int:
+    rows = comparable(read_rows(chosen.out))
+    cells = compare(rows)
+    print(markdown(cells) if chosen.markdown else text(cells))
+    print("\nWhat else the paper says:\n")
+    print("\n".join(("- " if chosen.markdown else "") + str(claim) for claim in claims.claims(rows)))
+    return 0
+
+
+def add_command(commands: Any) -> None:
+    """Add ``published`` to the command line."""
+    command = commands.add_parser("published", help="the published numbers beside those of a folder of results")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (default: runs)")
+    command.add_argument("--markdown", action="store_true", help="as Markdown")
+    command.set_defaults(do=_print)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import product
 
 import agents
+from benchmarks import failures
 from benchmarks.methods import BEYOND, PAPER, Method, Own
 from benchmarks.plan import Point, Run, Sweep
 from benchmarks.vectors import VectorSetting
@@ -66,6 +67,7 @@ def _sweeps() -> dict[str, Sweep]:
             worlds=20,
         ),
         Sweep("kernel", "DSO: bandwidth, kernel and density", "bandwidth τ", tuple(_kernels()), worlds=20),
+        failures.sweep(),
     ]
     return {sweep.name: sweep for sweep in sweeps}
 
