@@ -148,4 +148,4 @@ def _in_blocks(pmf: Tensor) -> Tensor:
     root = math.isqrt(count)
     width = next((width for width in range(root, 2 * root) if count % width == 0), root)
     short = -count % width
-    return (pad(pmf, (0, short)) if short else pmf).unflatten(-1, (-1, width))
+    return (pad(pmf, (0, short)) if short else pmf).view(*pmf.shape[:-1], -1, width)
