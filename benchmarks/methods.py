@@ -148,9 +148,6 @@ TITLES: Mapping[str, str] = {
     "sentence-dr-action": "SentenceDR, prompt weights",
     "sentence-greedy+e": "SentenceGreedy, prompt seen",
     "sentence-dr+e": "SentenceDR, prompt seen",
-    "sentence-dr-action": "SentenceDR, prompt weights",
-    "sentence-greedy+e": "SentenceGreedy, prompt seen",
-    "sentence-dr+e": "SentenceDR, prompt seen",
     "oracle": "oracle",
 }
 """How learners are called in figures and tables; others by their own names."""
