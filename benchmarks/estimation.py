@@ -24,7 +24,7 @@ from offprompts_env.types import Policy
 
 # Reward models are fitted anew for every log: a short schedule, and two folds that all estimators share.
 _PROMPTS: Mapping[str, Any] = {
-    "rewards": agents.PromptRewardRegression(steps=1000, batch_size=32, learning_rate=3e-3, train_fraction=1.0),
+    "rewards": agents.PromptRewardRegression(steps=300, learning_rate=3e-3, train_fraction=1.0),
     "folds": 2,
 }
 _SENTENCES: Mapping[str, Any] = {"rewards": agents.PolynomialRidge(members=1), "folds": 2}
@@ -64,7 +64,7 @@ class EstimationSetting:
     vectors: VectorSetting = field(default_factory=lambda: VectorSetting(n=2000, prompts=100))
     distance: float = 0.5
     beta: float = 10.0
-    logs: int = 100
+    logs: int = 50
     resamples: int = 200
 
     def __post_init__(self) -> None:
@@ -80,8 +80,8 @@ class EstimationSetting:
         return result.measures["mse"] / result.measures["reward_variance"]
 
     def quick(self) -> EstimationSetting:
-        """Return the setting with a tenth of the steps and of the logs."""
-        return replace(self, vectors=self.vectors.quick(), logs=max(2, self.logs // 10))
+        """Return the setting with a tenth of the steps and a fifth of the logs."""
+        return replace(self, vectors=self.vectors.quick(), logs=max(2, self.logs // 5))
 
     def perform(self, method: Method, units: Sequence[tuple[int, int]], store: Store) -> list[Result]:
         """Return how accurate `method` is in the worlds of `units`, (seed of the world, seed of the logs) each.
