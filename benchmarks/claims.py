@@ -97,7 +97,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _shown(value: tuple[float, float]) -> str:
-    return f"{value[0]:.3f} ± {value[1]:.3f}".replace("-", "−")
+    return f"{value[0]:z.3f} ± {value[1]:.3f}".replace("-", "−")
 
 
 def _surely_positive(value: tuple[float, float]) -> bool:

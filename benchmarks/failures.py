@@ -206,7 +206,7 @@ def _best(pure: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.3f} ± {standard_error(values):.3f} ({len(values)} worlds)"
+    return f"{sum(values) / len(values):z.3f} ± {standard_error(values):.3f} ({len(values)} worlds)"
 
 
 def _print(chosen: argparse.Namespace) -> int:

@@ -196,13 +196,11 @@ def _cell(cell: Comparison | None) -> str:
 
 def number(value: float) -> str:
     """Return three digits behind the point, nothing before it where that is 0, and a true minus."""
-    shown = f"{abs(value):.3f}"
-    minus = "−" if value < 0 and float(shown) else ""
-    return minus + (shown[1:] if shown.startswith("0") else shown)
+    return f"{value:z.3f}".replace("-", "−").replace("0.", ".", 1 if abs(value) < 0.9995 else 0)
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return f"{value:+z.1f}".replace("-", "−")
 
 
 def _print(chosen: argparse.Namespace) -> int:
