@@ -16,11 +16,15 @@ from pathlib import Path
 
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
+# Of figures: as wide as the one they were set in, so that no label outgrows its place.
+_FONTS = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --soft: #5b6470; --line: #d8dde3; --page: #fff; --card: #f6f7f9;
-  --link: #0b5cad; --good: #16794a; --bad: #b3372f; --mark: #e4f1e9; --warn: #9a5b00; }
+  --link: #0b5cad; --good: #16794a; --bad: #b3372f; --mark: #e4f1e9; --shade: #0002; --warn: #9a5b00; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #a0a8b3; --line: #363d47; --page: #14171b;
-  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --warn: #f0b45c; } }
+  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --shade: #fff3;
+  --warn: #f0b45c; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-padding-top: 1rem; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--text);
@@ -28,23 +32,28 @@ body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.35rem; line-height: 1.25; margin: 3.5rem 0 .5rem; padding-top: 1rem;
   border-top: 1px solid var(--line); }
-h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; } h4 { font-size: 1rem; margin: 0 0 .4rem; }
+h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; } h4 { font-size: 1rem; margin: 1.6rem 0 .2rem; }
 p { margin: 0 0 .8rem; max-width: 46rem; } a { color: var(--link); text-underline-offset: .15em; }
 .lead { font-size: 1.05rem; } .note, .taste, figcaption { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 3px solid var(--warn); padding-left: .75rem; }
 nav ol { columns: 18rem; column-gap: 2rem; margin: .5rem 0 0; padding-left: 1.4rem; } nav li { break-inside: avoid; }
 nav a { display: inline-block; padding: .2rem 0; }
-figure { margin: 1.2rem 0 1.8rem; } figure img { display: block; width: 100%; max-width: 100%; height: auto; }
+.figures { display: grid; gap: 1rem 2.5rem; margin: 1.5rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+figure { margin: 0; } figure img { display: block; width: 100%; max-width: 100%; height: auto; }
 figcaption { margin-top: .4rem; max-width: 46rem; } img { max-width: 100%; }
 img.paper { background: #fff; border-radius: .4rem; }
-.wide { overflow-x: auto; margin: .4rem 0 1.4rem; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60%; }
+.wide { overflow-x: auto; margin: .4rem 0 1.4rem; background: linear-gradient(to left, var(--page) 30%, transparent)
+  right / 2.5rem 100% no-repeat local, linear-gradient(to left, var(--shade), transparent) right / .9rem 100% no-repeat
+  scroll; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:not([scope=row]) { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   padding-left: 0; }
-th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); } td.prose { text-align: left; white-space: normal;
-  min-width: 16rem; } td.best { background: var(--mark); } td.best b { font-weight: 700; }
+th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); }
+td.best { background: var(--mark); } td.best b { font-weight: 700; }
+td.prose { text-align: left; white-space: normal; min-width: 16rem; }
 .error { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
@@ -54,6 +63,7 @@ pre { font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; 
   overflow-wrap: anywhere; background: var(--card); padding: .7rem .8rem; border-radius: .4rem; margin: .4rem 0 1rem; }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 .taste { margin: 0 0 .8rem; } .movie { border-top: 1px solid var(--line); padding: .9rem 0; }
+.movie h3, .movie h5 { font-size: .95rem; margin: 0 0 .4rem; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem 1.5rem; } .sides p { margin: 0; }
 .label { font-size: .88rem; color: var(--soft); margin-bottom: .2rem !important; }
 .gain { color: var(--good); font-weight: 600; } .loss { color: var(--bad); font-weight: 600; }
@@ -145,7 +155,25 @@ def _cell(cell: Cell | str) -> str:
 
 def data_uri(path: Path) -> str:
     """Return an SVG or PNG file as a URI that holds all of it."""
-    return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    content = path.read_bytes()
+    held = lean(content.decode()).encode() if path.suffix == ".svg" else content
+    return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(held).decode()}"
+
+
+def lean(svg: str) -> str:
+    """Return a figure of matplotlib's in half the bytes: a tenth of a point is finer than any screen shows.
+
+    Glyphs and markers are not touched where they are scaled: only coordinates of paths and places are rounded.
+    """
+    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(?<= d=")[^"]*', lambda found: " ".join(_rounded(found[0]).split()), svg)
+    svg = re.sub(r'(?<= [xy]=")[^"]*', lambda found: _rounded(found[0]), svg)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg).replace("<svg ", f'<svg font-family="{_FONTS}" ', 1)
+    return re.sub(r">\s+<", "><", svg).strip()
+
+
+def _rounded(numbers: str) -> str:
+    return re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), numbers)
 
 
 def picture(light: Path, dark: Path | None, alt: str, caption: str = "") -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import claims
-from benchmarks.drawing import Drawing
+from benchmarks.drawing import Drawing, title
 from benchmarks.figures import draw_all
 from benchmarks.markup import Cell, anchor, details, document, number, picture, table
 from benchmarks.page import Side, Story, stories_html
@@ -31,11 +31,11 @@ from benchmarks.tables import (
     REFERENCES,
     beside_published,
     learner_order,
+    lower_is_better,
     means,
     numbers,
     over_the_sweep,
     score_name,
-    title,
     worlds_in_words,
 )
 from offprompts_env.errors import DataError, StorageError
@@ -148,8 +148,8 @@ def _what_was_run(
         missing = "–" if found.form == "other" else f"{found.missing:,}"
         points, learners = len({row.point for row in own}), len({row.learner for row in own})
         time = duration(processor_time(own).learning)
-        body.append([name, f"{points}", f"{learners}", worlds + seeds, f"{found.runs:,}", missing, found.form, time])
-    head = ["sweep", "points", "learners", "worlds", "runs", "missing", "schedules", "processor time"]
+        body.append([name, f"{found.runs:,}", missing, f"{points}", f"{learners}", worlds + seeds, found.form, time])
+    head = ["sweep", "runs", "missing", "points", "learners", "worlds", "schedules", "processor time"]
     said = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
     return f'<section id="what-was-run"><h2>What was run</h2>{said}{table(head, body)}{_provenance(rows)}</section>'
 
@@ -174,8 +174,7 @@ def _sweep(name: str, rows: Sequence[Row], covered: Coverage, drawn: Sequence[_F
         f"<h2>{html.escape(_sweep_title(name))}</h2>",
         f"<p>{html.escape(_introduction(name, rows, covered))}</p>",
         _unfinished(name, covered),
-        *(picture(one.light.path, one.dark.path if one.dark else None, one.light.title, one.light.caption)
-          for one in drawn),
+        _figures(drawn),
         _headed("Means", means(rows, world_name) if summaries(rows) else ""),
         _headed("Over the whole sweep", over_the_sweep(rows, world_name)),
         _published(rows) if name == "data_size" else "",
@@ -184,6 +183,14 @@ def _sweep(name: str, rows: Sequence[Row], covered: Coverage, drawn: Sequence[_F
         details("Settings and learners in full", _configurations(rows)),
     ]  # fmt: skip
     return f'<section id="{anchor(name)}">{"".join(parts)}</section>'
+
+
+def _figures(drawn: Sequence[_Figure]) -> str:
+    shown = [
+        picture(one.light.path, one.dark.path if one.dark else None, one.light.title, one.light.caption)
+        for one in drawn
+    ]
+    return f'<div class="figures">{"".join(shown)}</div>' if shown else ""
 
 
 def _headed(heading: str, inside: str) -> str:
@@ -201,8 +208,9 @@ def _introduction(name: str, rows: Sequence[Row], covered: Coverage) -> str:
         "optimality": "The score is the optimality: 0 is the uniform policy, 1 the best possible one.",
         "improvement over no prompt": "The score is the mean reward, which is measured against sentences that were "
         "written without a prompt.",
-        "squared error": "The score is the squared error of the estimate against the exact value: small is good.",
     }.get(score_name(rows), "")
+    if lower_is_better(rows):
+        meaning = "The score is the error of estimates against the exact value: small is good."
     return f"{varied}{meaning}{quick}".strip()
 
 

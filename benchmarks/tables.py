@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.aggregate import Aggregate, aggregates, improvement
+from benchmarks.drawing import series, title
 from benchmarks.markup import Cell, measured, number, table
 from benchmarks.methods import TITLES
 from benchmarks.published import Comparison
@@ -36,13 +37,8 @@ RIVALS = ("logging", "dso")
 
 def learner_order(rows: Iterable[Row]) -> list[str]:
     """Return the learners of `rows`: known ones as they are listed, then a user's own."""
-    held = list(dict.fromkeys(row.learner for row in rows))
-    return [name for name in TITLES if name in held] + [name for name in held if name not in TITLES]
-
-
-def title(learner: str) -> str:
-    """Return how `learner` is called."""
-    return TITLES.get(learner, learner)
+    places = {name: place for place, name in enumerate(TITLES)}
+    return sorted(dict.fromkeys(row.learner for row in rows), key=lambda name: places.get(series(name), len(places)))
 
 
 def lower_is_better(rows: Iterable[Row]) -> bool:
@@ -53,7 +49,7 @@ def lower_is_better(rows: Iterable[Row]) -> bool:
 def score_name(rows: Sequence[Row]) -> str:
     """Return what the scores of `rows`, of one sweep, are."""
     if lower_is_better(rows):
-        return "squared error"
+        return "mean squared error over the variance of logged rewards"
     if any("no prompt" in row.result.references for row in rows):
         return "improvement over no prompt"
     if all(math.isclose(row.score, optimality(row), abs_tol=1e-9) for row in rows if math.isfinite(row.score)):
