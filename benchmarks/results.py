@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -157,17 +158,24 @@ def rows_bytes(rows: Iterable[Row]) -> bytes:
 
 
 def read_rows(root: Path) -> list[Row]:
-    """Return the rows of a folder of results, one a run: the one that finished last.
+    """Return the rows of a folder of results, one a run: the one that was written last.
 
     Files that cannot be read and rows of other format versions are left where they are and out of the results; a
     :class:`ResultsWarning` says so.
     """
+    found = [_read_file(file) for file in _files(root)]
+    for content in found:
+        if content.problem:
+            _warn(content.problem)
+    return _latest(row for content in found for row in content.rows)
+
+
+def _latest(rows: Iterable[Row]) -> list[Row]:
     latest: dict[str, Row] = {}
-    for file in _files(root):
-        for row in _read_file(file):
-            known = latest.get(row.id)
-            if known is None or known.finished <= row.finished:
-                latest[row.id] = row
+    for row in rows:
+        known = latest.get(row.id)
+        if known is None or known.finished <= row.finished:
+            latest[row.id] = row
     return list(latest.values())
 
 
@@ -175,23 +183,46 @@ def _files(root: Path) -> list[Path]:
     return sorted((root / "rows").glob("*.parquet"))
 
 
-def _read_file(file: Path) -> list[Row]:
+@dataclass(frozen=True)
+class _Content:
+    """What a file of rows holds; `problem` says why it is not all used, `damaged` that nobody can use it."""
+
+    rows: tuple[Row, ...] = ()
+    problem: str = ""
+    damaged: bool = False
+
+
+def _read_file(file: Path) -> _Content:
     try:
         held = pq.read_table(file).to_pylist()
     except FileNotFoundError:
         # Merged by its writer between the listing and the reading.
-        return []
+        return _Content()
     except (pa.ArrowException, OSError) as error:
-        _warn(f"{file}: cannot be read ({error}); its rows are left out. Run the sweep again: it makes only those anew")
-        return []
+        # An error of the system has a number; one about what is in the file has none, whatever its class.
+        damaged = not isinstance(error, OSError) or error.errno is None
+        return _Content(problem=_unreadable(file, error), damaged=damaged)
     fitting = [row for row in held if row.get("format_version") == FORMAT_VERSION]
-    if len(fitting) < len(held):
-        found = sorted({str(row.get("format_version")) for row in held} - {str(FORMAT_VERSION)})
-        _warn(
-            f"{file}: {len(held) - len(fitting)} rows have format version {', '.join(found)}, this package reads "
-            f"{FORMAT_VERSION}; they are left out. Run the sweep again, or read them with the version that wrote them"
-        )
-    return [_from_columns(row) for row in fitting]
+    try:
+        rows = tuple(_from_columns(row) for row in fitting)
+    except (KeyError, TypeError, ValueError) as error:
+        return _Content(problem=_unreadable(file, error), damaged=True)
+    if len(rows) == len(held):
+        return _Content(rows)
+    found = sorted({str(row.get("format_version")) for row in held} - {str(FORMAT_VERSION)})
+    return _Content(
+        rows,
+        f"{file}: {len(held) - len(rows)} rows have format version {', '.join(found)}, this package reads "
+        f"{FORMAT_VERSION}; they are left out. Read them with the version that wrote them, or run the sweep again and "
+        "delete the file",
+    )
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    return (
+        f"{file}: cannot be read ({type(error).__name__}: {error}); its rows are left out. Run the sweep again: it "
+        "makes only those anew, without training where the store beside them is whole"
+    )
 
 
 def _warn(message: str) -> None:
@@ -221,7 +252,25 @@ class Results(AbstractContextManager["Results"]):
             ) from error
         except OSError as error:
             raise StorageError(f"{root}: expected a folder that can be written, got {error}") from error
+        try:
+            self._set_aside()
+        except BaseException:
+            self._lock.release()
+            raise
         self._next = 1 + max((_number(file) for file in _files(root)), default=0)
+
+    def _set_aside(self) -> None:
+        """Move files that nobody can read, such as one that was cut short, out of the way."""
+        for file in _files(self.root):
+            content = _read_file(file)
+            if content.damaged:
+                aside = self.root / "damaged" / f"{file.stem}-{time.time_ns()}{file.suffix}"
+                try:
+                    aside.parent.mkdir(exist_ok=True)
+                    file.replace(aside)
+                except OSError as error:
+                    raise _unwritable(aside, error) from error
+                _warn(f"{content.problem}. It was moved to {aside}")
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write `rows` as one new file.
@@ -233,19 +282,21 @@ class Results(AbstractContextManager["Results"]):
         try:
             write_atomic(file, rows_bytes(rows))
         except OSError as error:
-            raise StorageError(
-                f"{file}: cannot be written: {error}; free some space, then run the same command again: rows written "
-                "so far are kept"
-            ) from error
+            raise _unwritable(file, error) from error
         self._next += 1
 
     def merge(self) -> None:
-        """Put all rows into one file. What cannot be read, or is of another version, stays as it is."""
-        files = [file for file in _files(self.root) if _mergeable(file)]
-        if len(files) < 2:
+        """Put all rows into one file, a run once. What cannot be read, or is of another version, stays as it is.
+
+        Raises:
+            StorageError: it cannot be written; no row is lost.
+        """
+        found = {file: _read_file(file) for file in _files(self.root)}
+        whole = [file for file, content in found.items() if content.rows and not content.problem]
+        if len(whole) < 2:
             return
-        self.append(read_rows(self.root))
-        for file in files:
+        self.append(_latest(row for file in whole for row in found[file].rows))
+        for file in whole:
             file.unlink(missing_ok=True)
 
     def __exit__(
@@ -259,9 +310,8 @@ def _number(file: Path) -> int:
     return int(file.stem) if file.stem.isdigit() else 0
 
 
-def _mergeable(file: Path) -> bool:
-    try:
-        versions = pq.read_table(file, columns=["format_version"])["format_version"].to_pylist()
-    except (pa.ArrowException, OSError, KeyError):
-        return False
-    return set(versions) <= {FORMAT_VERSION}
+def _unwritable(file: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{file}: cannot be written: {error}; free some space, then run the same command again: rows written so far "
+        "are kept"
+    )

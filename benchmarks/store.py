@@ -6,6 +6,7 @@ An artefact is there as a whole or not at all; one that cannot be read is made a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import agents
@@ -30,6 +33,10 @@ T = TypeVar("T")
 
 # Part of every key: raise it when what a stage computes changes without a change of its settings.
 STAGES_VERSION = 1
+
+
+class StoreError(StorageError):
+    """The store cannot be read or written: what one task meets there, all others would meet too."""
 
 
 class StoreWarning(UserWarning):
@@ -127,14 +134,14 @@ class Store:
             codec: of the artefacts.
 
         Raises:
-            StorageError: the folder cannot be written.
+            StoreError: the folder cannot be read or written.
         """
-        found = {index: self._read(stage, key, codec) for index, key in enumerate(keys)}
+        found = {index: self._read(stage, key, codec, alone=False) for index, key in enumerate(keys)}
         if any(kept is None for kept in found.values()):
             missing = [index for index, kept in found.items() if kept is None]
             with self._locked(stage, [keys[index] for index in missing]):
                 # Another process may have made them while this one waited.
-                found |= {index: self._read(stage, keys[index], codec) for index in missing}
+                found |= {index: self._read(stage, keys[index], codec, alone=True) for index in missing}
                 missing = [index for index in missing if found[index] is None]
                 if missing:
                     started = time.process_time()
@@ -154,7 +161,7 @@ class Store:
         for key in keys:
             shutil.rmtree(self.root / stage / key, ignore_errors=True)
 
-    def _read(self, stage: str, key: str, codec: Codec[T]) -> Kept[T] | None:
+    def _read(self, stage: str, key: str, codec: Codec[T], *, alone: bool) -> Kept[T] | None:
         folder = self.root / stage / key
         if not folder.exists():
             return None
@@ -162,8 +169,15 @@ class Store:
             seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["seconds"]
             return Kept(codec.read(folder), float(seconds))
         except Exception as error:
-            warnings.warn(f"{folder}: cannot be read ({error}); it is made again", StoreWarning, stacklevel=2)
-            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, MemoryError) or _of_the_system(error):
+                raise StoreError(
+                    f"{folder}: cannot be read: {error}; what it holds may be whole, so it is kept: see to the cause, "
+                    "then run the same command again"
+                ) from error
+            # Only who holds the lock may remove it: another process may be putting a whole one in its place.
+            if alone:
+                warnings.warn(f"{folder}: cannot be read ({error}); it is made again", StoreWarning, stacklevel=2)
+                shutil.rmtree(folder, ignore_errors=True)
             return None
 
     def _write(self, stage: str, key: str, value: T, seconds: float, codec: Codec[T]) -> None:
@@ -175,18 +189,32 @@ class Store:
             codec.write(value, unfinished)
             (unfinished / "cost.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
             unfinished.replace(folder)
-        except OSError as error:
+        except (OSError, pa.ArrowException, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise StorageError(
-                f"{folder}: cannot be written: {error}; free some space or choose another folder with --out, then run "
-                "the same command again: what was finished is kept"
-            ) from error
+            raise _unwritable(folder, error) from error
 
     @contextmanager
     def _locked(self, stage: str, keys: Sequence[str]) -> Iterator[None]:
-        # In one order everywhere, so that two processes never wait for one another.
         with ExitStack() as stack:
-            for key in sorted(keys):
+            try:
                 (self.root / stage).mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(self.root / stage / f".{key}.lock"))
+                # In one order everywhere, so that two processes never wait for one another.
+                for key in sorted(keys):
+                    stack.enter_context(FileLock(self.root / stage / f".{key}.lock"))
+            except OSError as error:
+                raise _unwritable(self.root / stage, error) from error
             yield
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Return whether a file could not be reached, which says nothing about what is in it."""
+    return isinstance(error, OSError) and error.errno in {
+        errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
+    }  # fmt: skip
+
+
+def _unwritable(folder: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{folder}: cannot be written: {error}; free some space or choose another folder with --out, then run the same "
+        "command again: what was finished is kept"
+    )

@@ -1,0 +1,192 @@
+"""Engines for more than one machine: Ray and Dask, on an existing cluster or on one that is started here.
+
+Machines of a cluster need the same Python environment and a folder of results that all of them reach under one path.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.engines import ATTEMPTS, DIED, THREADS, Failure, failure, guarded, processes, search_path
+from offprompts_env.errors import ConfigError, missing_dependency
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Tasks are a few kilobytes, their results as many: what they share goes through files.
+_OBJECT_STORE = 100 * 1024**2
+
+
+def _environment() -> dict[str, str]:
+    return {**THREADS, "PYTHONPATH": os.pathsep.join(search_path())}
+
+
+def _unreachable(engine: str, address: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"--address {address}: expected a running {engine} cluster, got {type(error).__name__}: {error}; "
+        "start one, or leave --address out to use this machine"
+    )
+
+
+@dataclass(frozen=True)
+class Ray:
+    """A Ray cluster.
+
+    Attributes:
+        workers: processes of a cluster that is started here; -1 is one a core. An existing one has its own.
+        address: of an existing cluster, ``HOST:6379`` or ``auto``.
+    """
+
+    workers: int = -1
+    address: str | None = None
+
+    def run(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
+        """See :class:`benchmarks.engines.Engine`.
+
+        Raises:
+            MissingDependencyError: Ray is not installed.
+            ConfigError: no cluster answers at the address.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise missing_dependency("ray", "ray", "the engine ray") from error
+        with self._connected(ray):
+            remote: Any = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(guarded)
+            waiting = {remote.remote(work, task): index for index, task in enumerate(tasks)}
+            try:
+                while waiting:
+                    for done in ray.wait(list(waiting), num_returns=1)[0]:
+                        yield waiting.pop(done), _ray_result(ray, done)
+            finally:
+                for reference in waiting:
+                    ray.cancel(reference, force=True)
+
+    @contextmanager
+    def _connected(self, ray: Any) -> Iterator[None]:
+        # Ray puts a handler of its own in place of ours.
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        place = {"address": self.address} if self.address else {
+            "num_cpus": processes(self.workers), "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE, "address": "local",
+        }  # fmt: skip
+        try:
+            ray.init(**place, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": _environment()})
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if self.address is None:
+                raise
+            raise _unreachable("Ray", self.address, error) from error
+        try:
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, on_terminate)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _ray_result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        return Failure(DIED, str(error))
+    except Exception as error:
+        return failure(error)
+
+
+@dataclass(frozen=True)
+class Dask:
+    """A Dask cluster.
+
+    Attributes:
+        workers: processes of a cluster that is started here; -1 is one a core. An existing one has its own; give its
+            workers one thread each (``dask worker --nthreads 1``).
+        address: of an existing scheduler, ``tcp://HOST:8786``.
+    """
+
+    workers: int = -1
+    address: str | None = None
+
+    def run(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
+        """See :class:`benchmarks.engines.Engine`.
+
+        Raises:
+            MissingDependencyError: Dask is not installed.
+            ConfigError: no scheduler answers at the address.
+        """
+        try:
+            import distributed
+        except ImportError as error:
+            raise missing_dependency("distributed", "dask", "the engine dask") from error
+        with self._connected(distributed) as client:
+            futures = {client.submit(guarded, work, task, pure=False): index for index, task in enumerate(tasks)}
+            try:
+                endings: Any = distributed.as_completed(list(futures))  # type: ignore[no-untyped-call]
+                for done in endings:
+                    yield futures.pop(done), _dask_result(distributed, done)
+            finally:
+                if futures:
+                    with suppress(Exception):  # the cluster may be what ended
+                        client.cancel(list(futures), force=True)
+
+    @contextmanager
+    def _connected(self, distributed: Any) -> Iterator[Any]:
+        import dask
+
+        if self.address is not None:
+            try:
+                client = distributed.Client(self.address, timeout=30)
+            except (OSError, ValueError) as error:
+                raise _unreachable("Dask", self.address, error) from error
+            with client:
+                client.register_plugin(_fresh_modules(search_path(), str(Path.cwd())))
+                yield client
+            return
+        settings = {"distributed.scheduler.allowed-failures": ATTEMPTS - 1}
+        with (
+            dask.config.set(settings),
+            distributed.LocalCluster(
+                n_workers=processes(self.workers), threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+                silence_logs="CRITICAL", env=_environment(),
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):  # fmt: skip
+            yield client
+
+
+def _dask_result(distributed: Any, future: Any) -> Any:
+    try:
+        return future.result()
+    except distributed.scheduler.KilledWorker as error:
+        return Failure(DIED, str(error))
+    except Exception as error:
+        return failure(error)
+
+
+def _fresh_modules(paths: list[str], project: str) -> Any:
+    """Return a plugin for workers of an existing cluster, which live longer than a sweep.
+
+    They are told where modules are, and forget those of the project at hand: an agent that was changed since they first
+    imported it would otherwise run in its old form.
+    """
+    from distributed import WorkerPlugin
+
+    # A class in a function crosses to workers by value: they cannot import this module yet.
+    class FreshModules(WorkerPlugin):
+        name = f"offprompts-{os.getpid()}-{id(paths)}"
+
+        def setup(self, worker: Any) -> None:
+            import sys
+
+            sys.path += [path for path in paths if path not in sys.path]
+            for name, module in list(sys.modules.items()):
+                file = getattr(module, "__file__", None) or ""
+                if file.startswith(project) and "site-packages" not in file and name != "__main__":
+                    del sys.modules[name]
+
+    return FreshModules()
