@@ -156,7 +156,7 @@ def compare(truth: op.Truth, simulator: Simulator, logging: Policy, learned: dic
     texts = simulator.prompts.texts
     named = f'"{texts[single]}"' if texts is not None else f"{single}"
     owned = truth.references()
-    rows = [(name, owned[name], False) for name in ("no prompt", "uniform") if name in owned]
+    rows = [(name, value, False) for name, value in owned.items() if name in {"no prompt", "uniform"}]
     rows.append(("logging policy", base, False))
     rows += [(name, truth.value(policy), True) for name, policy in learned.items()]
     rows += [(f"best single prompt, {named}", single_value, False), ("oracle", owned["oracle"], False)]

@@ -61,6 +61,8 @@ class Sweep:
         seeds: number of learning seeds in each.
         world_name: what a world is called in ids.
         chunk: runs that are learned as one problem.
+        quick_worlds: number of worlds of the quick form, at most.
+        quick_seeds: number of learning seeds of the quick form, at most.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Sweep:
     seeds: int = 1
     world_name: str = "world"
     chunk: int = 5
+    quick_worlds: int = 4
+    quick_seeds: int = 2
 
     def runs(self) -> list[Run]:
         """Return the runs; of those of a point, worlds change fastest."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import product
 
 import agents
-from benchmarks import failures
+from benchmarks import estimation, failures, text
 from benchmarks.methods import BEYOND, PAPER, Method, Own
 from benchmarks.plan import Point, Run, Sweep
 from benchmarks.vectors import VectorSetting
@@ -67,7 +67,9 @@ def _sweeps() -> dict[str, Sweep]:
             worlds=20,
         ),
         Sweep("kernel", "DSO: bandwidth, kernel and density", "bandwidth τ", tuple(_kernels()), worlds=20),
+        *text.sweeps(),
         failures.sweep(),
+        *estimation.sweeps(),
     ]
     return {sweep.name: sweep for sweep in sweeps}
 
@@ -79,7 +81,9 @@ SWEEPS: Mapping[str, Sweep] = _sweeps()
 def quick(sweep: Sweep) -> Sweep:
     """Return a form of `sweep` of minutes: fewer worlds, a tenth of the steps."""
     points = tuple(replace(point, setting=point.setting.quick()) for point in sweep.points)
-    return replace(sweep, points=points, worlds=min(sweep.worlds, 4), seeds=min(sweep.seeds, 2))
+    return replace(
+        sweep, points=points, worlds=min(sweep.worlds, sweep.quick_worlds), seeds=min(sweep.seeds, sweep.quick_seeds)
+    )
 
 
 def with_agent(sweep: Sweep, name: str, method: Method) -> Sweep:

@@ -131,10 +131,10 @@ class Truth:
         contexts = Contexts(held["context"], held["query"])
         return cls(contexts, held["choose"], held["score"], held["cluster"], no_prompt)
 
-    def head(self, n: int) -> Truth:
-        """Return the truth in the first `n` rounds, for a look that must be cheap."""
-        tables = (self.choose[:n], self.score[:n], self.cluster[:n])
-        return Truth(self.contexts.take(slice(0, n)), *tables, self.no_prompt)
+    def take(self, rows: IntArray) -> Truth:
+        """Return the truth in some of the rounds, for a look that must be cheap."""
+        tables = (self.choose[rows], self.score[rows], self.cluster[rows])
+        return Truth(self.contexts.take(rows), *tables, self.no_prompt)
 
     def value(self, policy: Policy) -> Estimate:
         """Return ``E[Σ_a π(a | x, q) E[r | x, q, a]]`` with a standard error over clusters."""
@@ -149,8 +149,8 @@ class Truth:
 
     def of_terms(self, terms: FloatArray) -> Estimate:
         """Return the mean of one number a round (n,), with a standard error over clusters."""
-        sums = np.bincount(self.cluster, weights=terms)
-        return Estimate.of_mean(sums / np.bincount(self.cluster))
+        _, cluster = np.unique(self.cluster, return_inverse=True)
+        return Estimate.of_mean(np.bincount(cluster, weights=terms) / np.bincount(cluster))
 
     def uniform(self) -> Estimate:
         """Return the value of uniform prompts."""

@@ -42,10 +42,11 @@ def test_values_are_expectations_under_the_policy():
     assert TRUTH.of_actions(np.array([0, 0, 0])).value == np.mean([1.5, 4.0])
 
 
-def test_the_head_is_the_truth_of_the_first_rounds():
-    head = TRUTH.head(2)
-    assert (len(head.contexts), head.no_prompt) == (2, 0.0)
-    assert head.oracle().value == 3.5
+def test_some_rounds_are_a_truth_of_their_own():
+    part = TRUTH.take(np.array([2]))
+    assert (len(part.contexts), part.no_prompt) == (1, 0.0)
+    assert part.oracle().value == 3.0
+    assert TRUTH.take(np.array([0, 1])).oracle().value == 3.5
 
 
 def test_without_a_prompt_is_no_option_on_vectors():
