@@ -62,38 +62,41 @@ class ActionDistribution:
         log_probability: Tensor = _LogProbability.apply(self.logits, self.pmf, actions)  # type: ignore[no-untyped-call]
         return log_probability
 
-    def expectation(self, values: Tensor) -> Tensor:
-        """Return ``Σ_a π(a) v_a`` of `values` (W, B, A), differentiable in the logits, (W, B)."""
-        return (torch.softmax(self.logits, -1) * values).sum(-1)
-
     def score_loss(self, actions: Tensor, weight: Tensor) -> Tensor:
         """Return ``−Σ_i w_i log π(a_i)`` of `actions` (W, B) with a `weight` (W, B) that is held fixed, (W,)."""
         return -(weight * self.log_probability(actions)).sum(-1)
 
+    def value_loss(self, values: Tensor) -> Tensor:
+        """Return ``−Σ_i Σ_a π(a) v_ia`` of `values` (W, B, A), (W,)."""
+        return -(torch.softmax(self.logits, -1) * values).sum((-2, -1))
+
 
 class _NotedSoftmax(ActionDistribution):
-    """A softmax that notes the score losses taken of it, so that their derivative can be written down at the end."""
+    """A softmax that notes the losses taken of it, so that their derivative can be written down at the end."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits)
-        self._noted: list[tuple[Tensor, Tensor]] = []
+        self._factors: list[Tensor] = []
+        self._chosen: list[tuple[Tensor, Tensor]] = []
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        raise TypeError("a surrogate by scores: expected score losses only; differentiate others by autograd")
-
-    def expectation(self, values: Tensor) -> Tensor:
-        raise TypeError("a surrogate by scores: expected score losses only; differentiate others by autograd")
+        raise TypeError("a surrogate by scores: expected score and value losses only; differentiate others by autograd")
 
     def score_loss(self, actions: Tensor, weight: Tensor) -> Tensor:
-        self._noted.append((actions[..., None], weight[..., None]))
+        self._factors.append(weight[..., None])
+        self._chosen.append((actions[..., None], -weight[..., None]))
         return -(weight * _logarithm(self.probability(actions))).sum(-1)
 
+    def value_loss(self, values: Tensor) -> Tensor:
+        expected = (self.pmf * values).sum(-1, keepdim=True)
+        self._factors.append(expected - values)
+        return -expected.sum((-2, -1))
+
     def slope(self) -> Tensor:
-        """Return ``Σ w (π − 1{a})``, the derivative of all losses, (W, B, A). It is written over the pmf."""
-        weights = [weight for _, weight in self._noted]
-        slope = self.pmf.mul_(sum(weights[1:], start=weights[0]))
-        for actions, weight in self._noted:
-            slope.scatter_add_(-1, actions, -weight)
+        """Return ``Σ w (π − 1{a}) + Σ π (E_π[v] − v)``, the derivative of all losses, (W, B, A), over the pmf."""
+        slope = self.pmf.mul_(sum(self._factors[1:], start=self._factors[0]))
+        for actions, weight in self._chosen:
+            slope.scatter_add_(-1, actions, weight)
         return slope
 
 
@@ -101,7 +104,8 @@ def by_scores(surrogate: Callable[[ActionDistribution, BatchT], Tensor]) -> Grad
     """Return losses and their derivative without autograd, which takes as long as the arithmetic at this size.
 
     Args:
-        surrogate: ``(policy, batch)`` to losses (W,): a sum of what :meth:`ActionDistribution.score_loss` gives.
+        surrogate: ``(policy, batch)`` to losses (W,): a sum of what :meth:`ActionDistribution.score_loss` and
+            :meth:`ActionDistribution.value_loss` give.
     """
 
     def gradient(logits: Tensor, batch: BatchT) -> tuple[Tensor, Tensor]:

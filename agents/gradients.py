@@ -115,7 +115,8 @@ def two_stage(
         values: v of every cluster (W, B, C).
         clip: upper bound of the weight.
     """
-    return importance_sampling(policy, clusters, propensity, residual, clip) - policy.expectation(values).mean(-1)
+    corrected = importance_sampling(policy, clusters, propensity, residual, clip)
+    return corrected + policy.value_loss(values / values.shape[-2])
 
 
 def kernel_importance_sampling(

@@ -24,7 +24,7 @@ from agents.learners.cloning import BehaviorCloning
 from agents.networks import MLP, StackedMLP
 from agents.policies import SoftmaxPolicy
 from agents.rewards import PromptRewardRegression, PromptRewards, PromptRewardSource
-from agents.training import StackedLogs, differentiate, train, world_streams
+from agents.training import StackedLogs, train, world_streams
 from agents.two_stage import SecondStage, TwoStagePolicy
 from agents.worlds import Worlds
 from offprompts_env.config import check_number
@@ -73,11 +73,16 @@ class POTEC(PolicyGradient, OfflineLearner[TwoStagePolicy]):
         sizes = (feed.n_inputs, *self.hidden, 1)
         network = StackedMLP.initialise(sizes, world_streams(seeds, self.label, "initial weights"))
 
-        def loss(scores: Tensor, batch: _ClusterBatch) -> Tensor:
-            policy = ActionDistribution(scores.view(batch.values.shape))
+        def loss(policy: ActionDistribution, batch: _ClusterBatch) -> Tensor:
             return gradients.two_stage(
                 policy, batch.clusters, batch.propensity, batch.residual, batch.values, self.clip
             )
+
+        of_logits = gradients.by_scores(loss)
+
+        def gradient(scores: Tensor, batch: _ClusterBatch) -> tuple[Tensor, Tensor]:
+            losses, slope = of_logits(scores.view(batch.values.shape), batch)
+            return losses, slope.view(scores.shape)
 
         # Any, because callbacks are declared for the policies that most learners give.
         def policies() -> list[Any]:
@@ -88,7 +93,7 @@ class POTEC(PolicyGradient, OfflineLearner[TwoStagePolicy]):
             return True in answers
 
         watch = on_step if callbacks else None
-        train(network, feed, differentiate(loss), self._schedule(), label=self.label, on_step=watch)
+        train(network, feed, gradient, self._schedule(), label=self.label, on_step=watch)
         return policies()
 
 

@@ -33,9 +33,10 @@ class Rounds:
     positive: Tensor
     reward: Tensor
     predicted: Tensor
+    values: Tensor
 
 
-ROUNDS = Rounds(normal(W, B, 2), prompts(), prompts(), normal(W, B).exp(), normal(W, B), normal(W, B))
+ROUNDS = Rounds(normal(W, B, 2), prompts(), prompts(), normal(W, B).exp(), normal(W, B), normal(W, B), normal(W, B, A))
 SURROGATES: dict[str, Callable[[ActionDistribution, Rounds], Tensor]] = {
     "online": lambda p, b: gradients.online(p, b.sampled, b.reward, b.positive),
     "regression": lambda p, b: gradients.regression(p, b.sampled, b.predicted),
@@ -52,6 +53,7 @@ SURROGATES: dict[str, Callable[[ActionDistribution, Rounds], Tensor]] = {
     "kernel doubly robust": lambda p, b: gradients.kernel_doubly_robust(
         p, b.sampled, b.positive, b.positive.flip(0), b.reward, b.predicted, 1.5
     ),
+    "two stages": lambda p, b: gradients.two_stage(p, b.logged, b.positive / A, b.reward, b.values, 1.5),
     "translated": lambda p, b: gradients.translated_importance_sampling(
         p, b.logged, b.positive / A, b.reward, 0.3, 1.5
     ),
@@ -69,13 +71,6 @@ def test_derivatives_by_scores_are_those_of_autograd(surrogate):
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize(
-    "surrogate",
-    [
-        lambda p, b: p.log_probability(b.logged).sum(-1),
-        lambda p, b: p.expectation(torch.ones(W, B, A)).sum(-1),
-    ],
-)
-def test_what_is_no_score_loss_is_refused_rather_than_left_out(surrogate):
-    with pytest.raises(TypeError, match="score losses"):
-        by_scores(surrogate)(normal(W, B, A), ROUNDS)
+def test_what_is_no_score_loss_is_refused_rather_than_left_out():
+    with pytest.raises(TypeError, match="score and value losses only"):
+        by_scores(lambda p, b: gradients.cloning(p, b.logged))(normal(W, B, A), ROUNDS)
