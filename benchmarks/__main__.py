@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import failures, published, report
+from benchmarks import failures, leaderboard, published, report
 from benchmarks.clusters import Dask, Ray
 from benchmarks.engines import Engine, Joblib, processes
 from benchmarks.methods import Own
@@ -24,7 +24,7 @@ from benchmarks.running import PACKAGE, Plan, plan, run_all, tasks_of
 from benchmarks.sweeps import SWEEPS, select
 from offprompts_env.errors import ConfigError, MissingDependencyError, OffPromptsError
 
-ROOMS = (published, failures, report)
+ROOMS = (published, leaderboard, failures, report)
 """Modules with commands of their own."""
 
 _EXAMPLES = """\

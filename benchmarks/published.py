@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims
+from benchmarks import claims, markup
 from benchmarks.methods import TITLES
 from benchmarks.results import Row, read_rows
 from benchmarks.summaries import comparable, summaries
@@ -194,13 +195,13 @@ def _cell(cell: Comparison | None) -> str:
     return f"**{shown}**" if cell.off else shown
 
 
-def number(value: float) -> str:
-    """Return three digits behind the point, nothing before it where that is 0, and a true minus."""
-    return f"{value:z.3f}".replace("-", "−").replace("0.", ".", 1 if abs(value) < 0.9995 else 0)
+def number(value: float, decimals: int = 3) -> str:
+    """Return a number as the paper writes it: nothing before the point where that is 0."""
+    return re.sub(r"^(−?)0\.", r"\1.", markup.number(value, decimals))
 
 
 def _signed(value: float) -> str:
-    return f"{value:+z.1f}".replace("-", "−")
+    return markup.number(value, 1, signed=True)
 
 
 def _print(chosen: argparse.Namespace) -> int:

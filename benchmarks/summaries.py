@@ -18,6 +18,7 @@ LEVEL = 0.95
 """Of all intervals and bands."""
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def _setting(row: Row) -> str:
     return row.config.split("; ")[0]
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
-    """Return rows by `key`, groups in the order of their first row."""
-    groups: dict[K, list[Row]] = {}
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return rows, or what is made of them, by `key`, groups in the order of their first row."""
+    groups: dict[K, list[T]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
