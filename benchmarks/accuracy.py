@@ -18,6 +18,7 @@ from benchmarks.population import Population
 from benchmarks.results import Result
 from offprompts_env.collecting import collect
 from offprompts_env.errors import ConfigError, OffPromptsError
+from offprompts_env.rng import integer_seed
 from offprompts_env.sampling import row_parts
 from offprompts_env.simulator import GaussianOutputs, OutputModel
 from offprompts_env.types import Estimate, FloatArray, LoggedDataset, Policy
@@ -92,8 +93,14 @@ class ExactDensity:
         return np.maximum(density, np.finfo(np.float32).tiny)
 
 
+def draw_logs(population: Population, n: int, count: int, seed: int) -> list[LoggedDataset]:
+    """Return `count` independent logs of `n` rounds each, one after the other of a single recording."""
+    everything = collect(population.simulator, population.logging, n * count, seed=seed, progress=False)
+    return [everything.take(slice(start, start + n)) for start in range(0, n * count, n)]
+
+
 def accuracy(
-    estimators: Sequence[agents.Estimator], population: Population, *, n: int, seeds: Sequence[int], resamples: int
+    estimators: Sequence[agents.Estimator], population: Population, *, n: int, logs: int, seed: int, resamples: int
 ) -> list[Result]:
     """Return what each estimator makes of the same logs of `population`.
 
@@ -101,16 +108,18 @@ def accuracy(
         estimators: what is compared. Their reward models are fitted to all logs as one problem, clusters once.
         population: whose target policy is valued.
         n: rounds of a log.
-        seeds: one a log, of its rounds and of what estimators fit and draw.
+        logs: how many.
+        seed: of the logs, and of what estimators fit and draw: ``integer_seed(seed, "estimate", i)`` with log i.
         resamples: of the bootstrap of :class:`agents.IS`.
     """
     started = time.process_time()
-    logs = [collect(population.simulator, population.logging, n, seed=seed, progress=False) for seed in seeds]
-    prepared = _Shared(estimators, population, logs, seeds)
+    drawn = draw_logs(population, n, logs, seed)
+    seeds = [integer_seed(seed, "estimate", index) for index in range(logs)]
+    prepared = _Shared(estimators, population, drawn, seeds)
     shared = time.process_time() - started
-    variance = float(np.concatenate([log.reward for log in logs]).var(dtype=np.float64))
+    variance = float(np.concatenate([log.reward for log in drawn]).var(dtype=np.float64))
     samples = [_Sample() for _ in estimators]
-    for index, (log, seed) in enumerate(zip(logs, seeds, strict=True)):
+    for index, (log, seed) in enumerate(zip(drawn, seeds, strict=True)):
         for estimator, sample in zip(prepared.of(index), samples, strict=True):
             started = time.process_time()
             sample.add(estimator, population, log, seed, resamples)

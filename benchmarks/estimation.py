@@ -121,13 +121,13 @@ class EstimationSetting:
             distance=self.distance,
             beta=self.beta,
         )
-        seeds = [integer_seed(world, "estimators", seed, index) for index in range(self.logs)]
         effort = self.vectors.effort
         return accuracy(
             [effort.of(estimator) for estimator in family],
             population,
             n=self.vectors.n,
-            seeds=seeds,
+            logs=self.logs,
+            seed=integer_seed(world, "estimators", seed),
             resamples=self.resamples,
         )
 
