@@ -94,7 +94,8 @@ class Truth:
                     asked_by = np.full(len(everything), user)
                     crossed = _cross(pool.take(asked_by), everything)
                     total[index] += simulator.rewards.mean(crossed, outputs).reshape(total.shape[1:])
-            halves.append((total / samples).reshape(-1, simulator.n_prompts))
+            # The precision of its file, so that a truth that was read is the truth that was made.
+            halves.append((total / samples).reshape(-1, simulator.n_prompts).astype(np.float32))
         rows_of_users = pool.take(np.repeat(user_rows, len(movie_rows)))
         rows_of_movies = shown.take(np.tile(np.arange(len(movie_rows)), len(user_rows)))
         cluster = np.tile(np.arange(len(movie_rows)), len(user_rows))
@@ -154,11 +155,11 @@ class Truth:
 
     def uniform(self) -> Estimate:
         """Return the value of uniform prompts."""
-        return self.of_terms(self.score.mean(axis=1))
+        return self.of_terms(self.score.mean(axis=1, dtype=np.float64))
 
     def best_single(self) -> tuple[int, Estimate]:
         """Return the prompt that is best on average, chosen on one half and scored on the other."""
-        best = int(self.choose.mean(axis=0).argmax())
+        best = int(self.choose.mean(axis=0, dtype=np.float64).argmax())
         return best, self.of_terms(self.score[:, best])
 
     def oracle(self) -> Estimate:

@@ -58,6 +58,15 @@ def test_without_a_prompt_is_no_option_on_vectors():
     assert set(truth.references()) == {"uniform", "best single", "oracle"}
 
 
+def test_a_drawn_truth_that_was_read_is_the_one_that_was_made(text, tmp_path):
+    made = op.Truth.drawn(text, users=3, movies=2, samples=3)
+    made.save(tmp_path / "truth")
+    read = op.Truth.load(tmp_path / "truth")
+    assert {name: own.value for name, own in read.references().items()} == {
+        name: own.value for name, own in made.references().items()
+    }
+
+
 def test_drawn_sentences_serve_every_user(text):
     truth = op.Truth.drawn(text, users=3, movies=2, samples=2, seed=5)
     assert truth.score.shape == (6, text.n_prompts)
