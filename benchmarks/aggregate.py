@@ -89,36 +89,40 @@ class Improvement:
     difference: Interval
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Scores of the learners of one sweep, NaN where there is none: (world, point) each."""
+def _tables(rows: Iterable[Row], number: Callable[[Row], float]) -> dict[str, Array]:
+    """Return the means over learning seeds of `number` for the learners of one sweep: (world, point), NaN: none.
 
-    worlds: tuple[int, ...]
-    points: tuple[str, ...]
-    scores: dict[str, Array]
-    optimality: dict[str, Array]
-
-
-def _table(rows: Iterable[Row]) -> _Table:
+    Raises:
+        DataError: the rows are of several sweeps.
+    """
     held = in_order(rows)
     if len({row.sweep for row in held}) > 1:
         raise DataError(f"expected rows of one sweep, got {sorted({row.sweep for row in held})}; aggregate each apart")
-    worlds = tuple(sorted({row.world for row in held}))
-    points = tuple(dict.fromkeys(row.point for row in held))
-    table = _Table(worlds, points, {}, {})
-    for learner, own in grouped(held, lambda row: row.learner).items():
-        for target, number in ((table.scores, None), (table.optimality, optimality)):
-            target[learner] = np.full((len(worlds), len(points)), np.nan)
-            for point, some in grouped(own, lambda row: row.point).items():
-                for world, value in over_worlds(some, number).items():
-                    target[learner][worlds.index(world), points.index(point)] = value
-    return table
+    worlds = {world: place for place, world in enumerate(sorted({row.world for row in held}))}
+    points = {point: place for place, point in enumerate(dict.fromkeys(row.point for row in held))}
+    tables = {
+        learner: np.full((len(worlds), len(points)), np.nan) for learner in dict.fromkeys(r.learner for r in held)
+    }
+    for (learner, point), own in grouped(held, lambda row: (row.learner, row.point)).items():
+        for world, value in over_worlds(own, number).items():
+            tables[learner][worlds[world], points[point]] = value
+    return tables
+
+
+def _score(row: Row) -> float:
+    return row.score
 
 
 @lru_cache(maxsize=8)
 def _draws(n_worlds: int) -> Array:
     """Return worlds drawn with replacement, (DRAWS, W); the same for all, so that learners are compared in the same."""
     return stream(0, "benchmarks", "bootstrap").integers(n_worlds, size=(DRAWS, n_worlds))
+
+
+@lru_cache(maxsize=8)
+def _times_drawn(n_worlds: int) -> Array:
+    """Return how often each world is in each draw, (DRAWS, W)."""
+    return np.asarray((_draws(n_worlds)[:, :, None] == np.arange(n_worlds)).sum(axis=1), dtype=float)
 
 
 def _bootstrapped(scores: Array, statistic: Callable[[Array], Array]) -> Interval:
@@ -173,9 +177,9 @@ def aggregates(rows: Iterable[Row]) -> list[Aggregate]:
     Raises:
         DataError: the rows are of several sweeps.
     """
-    held = list(rows)
-    table, found = _table(held), []
-    for learner, scores in table.scores.items():
+    held, found = list(rows), []
+    optimal = _tables(held, optimality)
+    for learner, scores in _tables(held, _score).items():
         counts = np.isfinite(scores).sum(axis=0)
         if counts.any():
             present = counts[counts > 0]
@@ -187,7 +191,7 @@ def aggregates(rows: Iterable[Row]) -> list[Aggregate]:
                 mean=_bootstrapped(scores, _mean),
                 median=_bootstrapped(scores, _median),
                 iqm=_bootstrapped(scores, interquartile_mean),
-                gap=_bootstrapped(table.optimality[learner], _gap),
+                gap=_bootstrapped(optimal[learner], _gap),
             )
             found.append(one)
     return sorted(found, key=lambda one: -one.iqm.value)
@@ -200,13 +204,13 @@ def profiles(rows: Iterable[Row], thresholds: Array) -> list[Profile]:
         DataError: the rows are of several sweeps.
     """
     found = []
-    for learner, scores in _table(rows).scores.items():
+    for learner, scores in _tables(rows, _score).items():
         present = scores[np.isfinite(scores).any(axis=1)]
         if len(present):
             above = (present[:, :, None] > thresholds).sum(axis=1)
             known = np.isfinite(present).sum(axis=1)
-            drawn = _draws(len(present))
-            bands = _ends(above[drawn].sum(axis=1) / known[drawn].sum(axis=1)[:, None])
+            drawn = _times_drawn(len(present))
+            bands = _ends((drawn @ above) / (drawn @ known)[:, None])
             low, high = bands if len(present) > 1 else np.full_like(bands, np.nan)
             found.append(Profile(learner, thresholds, above.sum(axis=0) / known.sum(), low, high))
     return found
@@ -218,9 +222,9 @@ def improvement(rows: Iterable[Row], learner: str, over: str) -> Improvement:
     Raises:
         DataError: the rows are of several sweeps, or the two have no world of a point in common.
     """
-    table = _table(rows)
-    blank = np.full((len(table.worlds), len(table.points)), np.nan)
-    first, second = (table.scores.get(name, blank) for name in (learner, over))
+    tables = _tables(rows, _score)
+    blank = np.full_like(next(iter(tables.values())), np.nan)
+    first, second = (tables.get(name, blank) for name in (learner, over))
     common = np.isfinite(first) & np.isfinite(second)
     if not common.any():
         raise DataError(f"{learner} and {over}: expected a world of a point that both were run in, got none; run both")
@@ -234,8 +238,7 @@ def improvement(rows: Iterable[Row], learner: str, over: str) -> Improvement:
         return np.asarray(np.nanmean(np.where(of > 0, won / np.maximum(of, 1), np.nan), axis=1))
 
     n = int(taken.sum())
-    weights = np.apply_along_axis(np.bincount, 1, _draws(n), minlength=n).astype(float)
-    low, high = _ends(probability(weights)) if n > 1 else (np.nan, np.nan)
+    low, high = _ends(probability(_times_drawn(n))) if n > 1 else (np.nan, np.nan)
     counts = common.sum(axis=0)
     return Improvement(
         learner,

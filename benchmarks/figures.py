@@ -1,14 +1,28 @@
-"""Figures from rows alone."""
+"""Figures from rows alone: which ones a sweep gets, and the command that draws them.
+
+python -m benchmarks figures [--out runs] [--to FOLDER] [--format svg png] [--dark]
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.drawing import Drawing
-from benchmarks.results import Row
+import numpy as np
 
-__all__ = ["Drawing", "draw_all"]
+from benchmarks.aggregate_figures import improvements, interquartile_means, performance_profiles
+from benchmarks.drawing import Drawing, Sketch, palette, series, write
+from benchmarks.estimator_figures import accuracy
+from benchmarks.results import Row, read_rows
+from benchmarks.score_figures import LINES, against_sentences, at_points, boxes, curves, over_axis
+from benchmarks.sheets import Sheet, sheet
+from benchmarks.summaries import comparable, grouped
+from benchmarks.sweeps import SWEEPS
+from offprompts_env.errors import DataError
+
+__all__ = ["Drawing", "add_command", "draw_all"]
 
 
 def draw_all(
@@ -21,5 +35,72 @@ def draw_all(
         folder: where the files go, made if need be; a name is the same every time.
         dark: light text, for a dark page; the background is transparent either way.
         formats: endings that matplotlib knows: "svg", "png", "pdf".
+
+    Raises:
+        ConfigError: an unknown format.
+        MissingDependencyError: matplotlib is missing.
+        StorageError: the folder cannot be written.
     """
-    return []
+    folder.mkdir(parents=True, exist_ok=True)
+    by_sweep = grouped(_scored(comparable(rows)), lambda row: row.sweep)
+    known = list(SWEEPS)
+    drawings = []
+    for name in sorted(by_sweep, key=lambda name: (known.index(name) if name in known else len(known), name)):
+        shown = sheet(by_sweep[name])
+        colours = palette([*shown.learners, *map(series, shown.learners), *LINES, "best single", "oracle"], dark=dark)
+        for sketch in sketches(shown):
+            stem = f"{name}_{sketch.kind}"
+            path = write(sketch, colours, folder, stem + ("-dark" if dark else ""), formats)
+            drawings.append(Drawing(name, stem, sketch.title, sketch.caption, path))
+    return drawings
+
+
+def _scored(rows: Iterable[Row]) -> list[Row]:
+    """Return what figures can show: estimators that never gave a number have no score, but measures."""
+    return [row for row in rows if np.isfinite(row.score) or row.result.measures]
+
+
+def sketches(shown: Sheet) -> list[Sketch]:
+    """Return the figures that a sweep gets."""
+    budgets = any(series(learner) != learner for learner in shown.learners)
+    if shown.sweep.startswith("estimators"):
+        found: list[Sketch | None] = [accuracy(shown)]
+    elif shown.unit == "improvement over no prompt":
+        found = [None if budgets else boxes(shown), against_sentences(shown), curves(shown)]
+    else:
+        found = [over_axis(shown) or at_points(shown), against_sentences(shown), curves(shown)]
+    if len(shown.learners) > 1 and not budgets and not shown.sweep.startswith("estimators"):
+        found += [interquartile_means(shown), performance_profiles(shown), improvements(shown)]
+    return [sketch for sketch in found if sketch is not None]
+
+
+def add_command(commands: Any) -> None:
+    """Add ``figures`` to the commands of ``python -m benchmarks``."""
+    parser = commands.add_parser("figures", help="draw the figures of what was run")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (default: runs)")
+    parser.add_argument("--to", type=Path, help="folder of the figures (default: OUT/figures)")
+    parser.add_argument("--format", nargs="+", default=["svg"], metavar="ENDING", help="svg, png, pdf (default: svg)")
+    parser.add_argument("--dark", action="store_true", help="light text, for dark pages")
+    parser.set_defaults(do=_do)
+
+
+def _do(chosen: argparse.Namespace) -> int:
+    rows = read_rows(chosen.out)
+    if not rows:
+        raise DataError(f"{chosen.out}: expected rows of a sweep, got none; run one first: python -m benchmarks run")
+    folder = chosen.to or chosen.out / "figures"
+    for drawing in draw_all(rows, folder, dark=chosen.dark, formats=chosen.format):
+        print(f"{drawing.path}: {drawing.title}")
+    return 0
+
+
+def main() -> int:
+    """Run the command alone: ``python -m benchmarks.figures figures``."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures")
+    add_command(parser.add_subparsers(required=True))
+    chosen = parser.parse_args()
+    return int(chosen.do(chosen))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

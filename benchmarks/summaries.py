@@ -111,11 +111,11 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def over_worlds(rows: Iterable[Row], number: Callable[[Row], float] | None = None) -> dict[int, float]:
+def over_worlds(rows: Iterable[Row], number: Callable[[Row], float] = lambda row: row.score) -> dict[int, float]:
     """Return world to the mean over its learning seeds of `number` (default: the score); what is not finite is out."""
     found: dict[int, list[float]] = {}
     for row in rows:
-        value = row.score if number is None else number(row)
+        value = number(row)
         if np.isfinite(value):
             found.setdefault(row.world, []).append(value)
     return {world: float(np.mean(values)) for world, values in sorted(found.items())}
