@@ -26,7 +26,6 @@ from benchmarks.reference import Line
 from benchmarks.results import read_rows
 from benchmarks.summaries import grouped
 from offprompts_env.errors import ConfigError, DataError, unknown_name
-from offprompts_env.manifest import write_atomic
 
 ROOT = Path(__file__).parents[1]
 DOCS = Path("docs/leaderboard.md")
@@ -45,7 +44,7 @@ standard error over worlds (MovieLens: over logs, of means over learning seeds);
 the interquartile mean over all points and worlds of the sweep with its 95% bootstrap interval, and orders the learners.
 Seconds are processor time of learning one run, worlds batched, without what runs share (logging policy, regressions,
 densities). A score is the optimality, 0 for uniform and 1 for the best prompt each time; on MovieLens the improvement
-over no prompt; for estimators the squared error, where less is better.
+over no prompt; for estimators the mean squared error over the variance of logged rewards, where less is better.
 """
 
 
@@ -202,14 +201,12 @@ def _do(chosen: argparse.Namespace) -> int:
     made = pages(reference.read_summary(chosen.root / "benchmarks/results/summary.csv"), chosen.root)
     found = differences(made, chosen.root)
     if chosen.check:
-        print(
-            "\n".join([*found, "docs and summary disagree: python -m benchmarks leaderboard"] if found else ["agreed"])
-        )
+        said = "docs and summary disagree: python -m benchmarks leaderboard" if found else "docs and summary agree"
+        print("\n".join([*found, said]))
         return 1 if found else 0
     for path, text in made.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode())
-    print(f"{len(made)} files written" if found else "nothing to change")
+        reference.write_text(path, text)
+    print("docs written" if found else "nothing to change")
     return 0
 
 

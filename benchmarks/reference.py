@@ -18,7 +18,7 @@ from benchmarks.aggregate import aggregates
 from benchmarks.claims import is_short
 from benchmarks.results import Row
 from benchmarks.summaries import comparable, grouped, in_order, summaries
-from offprompts_env.errors import DataError
+from offprompts_env.errors import DataError, StorageError
 from offprompts_env.manifest import write_atomic
 
 SUMMARY = Path(__file__).parent / "results" / "summary.csv"
@@ -71,7 +71,11 @@ class Line:
         return "/".join(part for part in (self.sweep, self.point, f"learner={self.learner}") if part)
 
 
-_KINDS: Mapping[str, Callable[[str], Any]] = {"str": str, "int": int, "float": lambda text: float(text) if text else math.nan}
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": lambda text: float(text) if text else math.nan,
+}
 _DIGITS = {"x": "g", "seconds": ".2f", "shared_seconds": ".2f"}
 
 
@@ -165,10 +169,24 @@ def _text(name: str, value: str | float) -> str:
     return str(value)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file, as a whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error}; what was there is untouched. Make it writable, or free some space"
+        ) from error
+
+
 def write_summary(lines: Iterable[Line], path: Path = SUMMARY) -> None:
-    """Write the file, as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, summary_text(lines).encode())
+    """Write the file, as :func:`write_text` does."""
+    write_text(path, summary_text(lines))
 
 
 def read_summary(path: Path = SUMMARY) -> list[Line]:

@@ -15,7 +15,7 @@ from benchmarks.leaderboard import board, differences, filled, pages, sweep_tabl
 from benchmarks.methods import QUICK
 from benchmarks.reference import joined, lines_of, read_summary, summary_text, write_summary
 from benchmarks.results import Results
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.errors import ConfigError, DataError, StorageError
 from tests.benchmarks.some_rows import SETTING, grid, row
 
 QUICKLY = SETTING.replace("Effort(steps=1.0, learning_rate=1.0)", repr(QUICK))
@@ -252,6 +252,12 @@ def test_fewer_worlds_are_taken_by_force_alone(tmp_path):
     assert (tmp_path / "benchmarks/results/summary.csv").read_bytes() == held
     assert command("--update", "--force", "--out", fewer, root=tmp_path) == 0
     assert (tmp_path / "benchmarks/results/summary.csv").read_bytes() != held
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "benchmarks").write_text("a file", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"summary\.csv: cannot be written"):
+        command("--update", "--out", out(tmp_path / "runs", ROWS), root=tmp_path)
 
 
 def test_what_cannot_be_summarised_is_refused(tmp_path):
