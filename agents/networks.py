@@ -158,4 +158,5 @@ class StackedMLP:
             if index > 0:
                 weights = layer[:, :-1].mT
                 slope = slope * weights if slope.shape[-1] == 1 else slope @ weights
-                slope.mul_(below[..., :-1] > 0)
+                # The derivative of ReLU; a mask of booleans would be several times slower.
+                slope.mul_(below[..., :-1].sign())
