@@ -23,7 +23,7 @@ STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --soft: #5b6470; --line: #d8dde3; --page: #fff; --card: #f6f7f9;
   --link: #0b5cad; --good: #16794a; --bad: #b3372f; --mark: #e4f1e9; --shade: #0002; --warn: #9a5b00; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #a0a8b3; --line: #363d47; --page: #14171b;
-  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --shade: #fff3;
+  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --shade: #fff2;
   --warn: #f0b45c; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-padding-top: 1rem; }
@@ -38,9 +38,9 @@ p { margin: 0 0 .8rem; max-width: 46rem; } a { color: var(--link); text-underlin
 .warning { border-left: 3px solid var(--warn); padding-left: .75rem; }
 nav ol { columns: 18rem; column-gap: 2rem; margin: .5rem 0 0; padding-left: 1.4rem; } nav li { break-inside: avoid; }
 nav a { display: inline-block; padding: .2rem 0; }
-.figures { display: grid; gap: 1rem 2.5rem; margin: 1.5rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-figure { margin: 0; } figure img { display: block; width: 100%; max-width: 100%; height: auto; }
+.figures { columns: 26rem; column-gap: 2.5rem; margin: 1.5rem 0 0; }
+figure { margin: 0; padding-bottom: 1.8rem; break-inside: avoid; } .figures h4 { margin: 0 0 .4rem; }
+figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .4rem; max-width: 46rem; } img { max-width: 100%; }
 img.paper { background: #fff; border-radius: .4rem; }
 .wide { overflow-x: auto; margin: .4rem 0 1.4rem; background: linear-gradient(to left, var(--page) 30%, transparent)
@@ -53,7 +53,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
   padding-left: 0; }
 th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); }
 td.best { background: var(--mark); } td.best b { font-weight: 700; }
-td.prose { text-align: left; white-space: normal; min-width: 16rem; }
+th.prose, td.prose { text-align: left; } td.prose { white-space: normal; min-width: 14rem; }
 .error { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
@@ -126,10 +126,14 @@ def table(
         caption: what the table shows.
         quiet: rows that stand back: they are there to compare with.
     """
-    columns = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    words = {place for line in body for place, cell in enumerate(line) if isinstance(cell, Cell) and cell.prose}
+    columns = "".join(
+        f'<th scope="col"{_class("prose" if place in words else "")}>{html.escape(name)}</th>'
+        for place, name in enumerate(head)
+    )
     rows = []
     for index, (first, *rest) in enumerate(body):
-        css = ' class="quiet"' if index in quiet else ""
+        css = _class("quiet" if index in quiet else "")
         cells = "".join(_cell(cell) for cell in rest)
         rows.append(f'<tr{css}><th scope="row">{html.escape(_plain(first))}</th>{cells}</tr>')
     # Above the box, not in it: words must not scroll away.
@@ -149,8 +153,12 @@ def _cell(cell: Cell | str) -> str:
     text = html.escape(shown.text)
     text = f"<b>{text}</b>" if shown.best else text
     behind = f' <span class="error">{html.escape(shown.error)}</span>' if shown.error else ""
-    css = " ".join(name for name in ("best", "prose") if getattr(shown, name))
-    return f"<td{f' class={chr(34)}{css}{chr(34)}' if css else ''}>{text}{behind}</td>"
+    css = _class(" ".join(name for name in ("best", "prose") if getattr(shown, name)))
+    return f"<td{css}>{text}{behind}</td>"
+
+
+def _class(names: str) -> str:
+    return f' class="{names}"' if names else ""
 
 
 def data_uri(path: Path) -> str:
@@ -176,19 +184,19 @@ def _rounded(numbers: str) -> str:
     return re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), numbers)
 
 
-def picture(light: Path, dark: Path | None, alt: str, caption: str = "") -> str:
+def picture(light: Path, dark: Path | None, title: str, caption: str) -> str:
     """Return a figure that follows the reader's light or dark mode.
 
     Args:
         light: SVG or PNG file for a light page.
         dark: the same for a dark one.
-        alt: what it shows, for those who do not see it.
-        caption: below it.
+        title: above it.
+        caption: below it, and the words for those who do not see it.
     """
     other = f'<source media="(prefers-color-scheme: dark)" srcset="{data_uri(dark)}">' if dark else ""
-    image = f'<img src="{data_uri(light)}" alt="{html.escape(alt)}">'
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f"<figure><picture>{other}{image}</picture>{below}</figure>"
+    image = f'<img src="{data_uri(light)}" alt="{html.escape(f"{title}. {caption}")}">'
+    shown = f"<picture>{other}{image}</picture><figcaption>{html.escape(caption)}</figcaption>"
+    return f"<figure><h4>{html.escape(title)}</h4>{shown}</figure>"
 
 
 def details(summary: str, inside: str) -> str:

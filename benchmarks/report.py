@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.claims import claims
 from benchmarks.drawing import Drawing, title
+from benchmarks.estimator_figures import PANELS
 from benchmarks.figures import draw_all
 from benchmarks.markup import Cell, anchor, details, document, number, picture, table
 from benchmarks.page import Side, Story, stories_html
@@ -40,6 +41,8 @@ from benchmarks.tables import (
 )
 from offprompts_env.errors import DataError, StorageError
 from offprompts_env.manifest import write_atomic
+
+_OVER_WORLDS = "Mean ± standard error over worlds."
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def _sweep(name: str, rows: Sequence[Row], covered: Coverage, drawn: Sequence[_F
         _unfinished(name, covered),
         _figures(drawn),
         _headed("Means", means(rows, world_name) if summaries(rows) else ""),
+        _accuracy(rows),
         _headed("Over the whole sweep", over_the_sweep(rows, world_name)),
         _published(rows) if name == "data_size" else "",
         _stories(rows),
@@ -210,7 +214,7 @@ def _introduction(name: str, rows: Sequence[Row], covered: Coverage) -> str:
         "written without a prompt.",
     }.get(score_name(rows), "")
     if lower_is_better(rows):
-        meaning = "The score is the error of estimates against the exact value: small is good."
+        meaning = "The score is the mean squared error of the estimates over the variance of rewards: small is good."
     return f"{varied}{meaning}{quick}".strip()
 
 
@@ -253,8 +257,10 @@ def _claims(rows: Sequence[Row]) -> str:
          Cell(claim.figures, prose=True)]
         for claim in found
     ]  # fmt: skip
+    holding = sum(claim.holds is True for claim in found)
+    said = f"Statements that hold on these rows: {holding} of {len(found)}."
     shown = table(["outcome", "the paper", "taken to hold if", "found here"], body)
-    return f'<section id="claims"><h2>What the paper says</h2>{shown}</section>'
+    return f'<section id="claims"><h2>What the paper says</h2><p>{said}</p>{shown}</section>'
 
 
 def _stories(rows: Sequence[Row]) -> str:
@@ -283,23 +289,38 @@ def _told(row: Row) -> list[Story]:
     return [Story(one["user"], one["taste"], one["movie"], Side(**one["before"]), Side(**one["after"])) for one in held]
 
 
+def _accuracy(rows: Sequence[Row]) -> str:
+    """Return the tables behind the figure of estimators' accuracy."""
+    if not lower_is_better(rows):
+        return ""
+    return "".join(
+        _headed(heading[:1].upper() + heading[1:], numbers(rows, _measure(name, absolute=name == "bias"), _OVER_WORLDS))
+        for name, heading in PANELS.items()
+    )
+
+
 def _further(rows: Sequence[Row]) -> str:
     """Return the numbers that no figure rests on, folded."""
-    parts = {
-        name[:1].upper() + name[1:]: numbers(rows, _measure(name), "Mean ± standard error.")
-        for name in dict.fromkeys(chain.from_iterable(row.result.measures for row in rows))
-    }
+    shown = PANELS if lower_is_better(rows) else {}
+    measures = dict.fromkeys(chain.from_iterable(row.result.measures for row in rows))
+    parts = {name: numbers(rows, _measure(name), _OVER_WORLDS) for name in measures if name not in shown}
     learning = "Seconds a run, mean ± standard error; the runs of a point are learned together."
-    parts["Processor time of learning"] = numbers(rows, lambda row: row.result.seconds, learning, 1)
+    parts["processor time of learning"] = numbers(rows, lambda row: row.result.seconds, learning, 1)
     if any(row.result.sentences for row in rows):
-        parts["Sentences asked of the language model"] = numbers(
-            rows, lambda row: float(row.result.sentences), "Sentences a run, mean ± standard error.", 0
-        )
-    return "".join(details(heading, inside) for heading, inside in parts.items() if inside)
+        asked = "Sentences a run that the language model was asked for, mean ± standard error."
+        parts["sentences"] = numbers(rows, lambda row: float(row.result.sentences), asked, 0)
+    inside = "".join(
+        f"<h4>{html.escape(name[:1].upper() + name[1:])}</h4>{part}" for name, part in parts.items() if part
+    )
+    return details("Time and further numbers", inside)
 
 
-def _measure(name: str) -> Callable[[Row], float]:
-    return lambda row: row.result.measures.get(name, float("nan"))
+def _measure(name: str, *, absolute: bool = False) -> Callable[[Row], float]:
+    def number_of(row: Row) -> float:
+        value = row.result.measures.get(name, float("nan"))
+        return abs(value) if absolute else value
+
+    return number_of
 
 
 def _configurations(rows: Sequence[Row]) -> str:

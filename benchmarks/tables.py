@@ -14,6 +14,7 @@ from benchmarks.markup import Cell, measured, number, table
 from benchmarks.methods import TITLES
 from benchmarks.published import Comparison
 from benchmarks.results import Row
+from benchmarks.sheets import reference
 from benchmarks.summaries import (
     Interval,
     Summary,
@@ -49,12 +50,16 @@ def lower_is_better(rows: Iterable[Row]) -> bool:
 def score_name(rows: Sequence[Row]) -> str:
     """Return what the scores of `rows`, of one sweep, are."""
     if lower_is_better(rows):
-        return "mean squared error over the variance of logged rewards"
+        return "relative squared error"
     if any("no prompt" in row.result.references for row in rows):
         return "improvement over no prompt"
     if all(math.isclose(row.score, optimality(row), abs_tol=1e-9) for row in rows if math.isfinite(row.score)):
         return "optimality"
     return "score"
+
+
+def _who(rows: Sequence[Row]) -> str:
+    return "estimator" if lower_is_better(rows) else "learner"
 
 
 def digits_for(values: Iterable[float]) -> int:
@@ -90,7 +95,21 @@ def means(rows: Sequence[Row], world_name: str = "world") -> str:
         for name in learners
     ]
     quiet = [index for index, name in enumerate(learners) if name in REFERENCES]
-    return table(["learner", *points], body, caption=caption, quiet=quiet)
+    owned = _owned(rows, learners, points, digits)
+    quiet += range(len(body), len(body) + len(owned))
+    return table([_who(rows), *points], body + owned, caption=caption, quiet=quiet)
+
+
+def _owned(rows: Sequence[Row], learners: Sequence[str], points: Sequence[str], digits: int) -> list[Line]:
+    """Return lines of the policies that the environment owns, where their values are not 0 and 1 by definition."""
+    if score_name(rows) != "improvement over no prompt":
+        return []
+    lines: list[Line] = []
+    for name in ("uniform", "best single", "oracle"):
+        values = [reference([row for row in rows if row.point == point], name) for point in points]
+        if name not in learners and any(values):
+            lines.append([name, *(number(float("nan") if one is None else one.value, digits) for one in values)])
+    return lines
 
 
 def _means_caption(found: Sequence[Summary], rows: Sequence[Row], world_name: str) -> str:
@@ -98,8 +117,8 @@ def _means_caption(found: Sequence[Summary], rows: Sequence[Row], world_name: st
     mixed = "; a cell from fewer than the most says from how many" if min(counts) < max(counts) else ""
     error = " ± standard error over" if max(counts) > 1 else " of"
     learned = any(one.learner not in REFERENCES for one in found)
-    mark = "; marked: the best that learns from the log alone" if learned and not lower_is_better(rows) else ""
-    mark = "; marked: the smallest" if lower_is_better(rows) else mark
+    mark = "; marked: the smallest" if lower_is_better(rows) else "; marked: the best that learns from the log alone"
+    mark = mark if learned else ""
     return f"Mean {score_name(rows)}{error} {worlds_in_words(counts, world_name)}{mixed}{mark}."
 
 
@@ -166,7 +185,7 @@ def numbers(rows: Sequence[Row], of: Callable[[Row], float], caption: str, digit
     def cell(learner: str, point: str) -> Cell | str:
         return measured(*held.get((learner, point), (float("nan"), float("nan"))), shown)
 
-    head, body = ["learner", *points], [[title(name), *(cell(name, point) for point in points)] for name in learners]
+    head, body = [_who(rows), *points], [[title(name), *(cell(name, point) for point in points)] for name in learners]
     if len(points) > 8 and len(learners) < len(points):
         head = ["point", *map(title, learners)]
         body = [[point, *(cell(name, point) for name in learners)] for point in points]
@@ -176,15 +195,13 @@ def numbers(rows: Sequence[Row], of: Callable[[Row], float], caption: str, digit
 def over_the_sweep(rows: Sequence[Row], world_name: str = "world") -> str:
     """Return the table of aggregates over all points of the one sweep of `rows`, best interquartile mean first.
 
-    Nothing where there is but one learner: its points are compared, not averaged.
+    Nothing where there is but one learner, or one with several budgets: there points or budgets are compared. Nothing
+    for estimators either: their errors at points of a sweep are of different sizes.
     """
     found = aggregates(rows)
-    if len(found) < 2:
+    if len(found) < 2 or lower_is_better(rows) or any(series(one.learner) != one.learner for one in found):
         return ""
-    lower = lower_is_better(rows)
-    ordered = sorted(found, key=lambda one: one.iqm.value if lower else -one.iqm.value)
-    names = {one.learner for one in found}
-    rivals = [] if lower else [name for name in RIVALS if name in names]
+    rivals = [name for name in RIVALS if name in {one.learner for one in found}]
     gaps = any(math.isfinite(one.gap.value) for one in found)
     digits = digits_for(one.iqm.value for one in found)
     head = ["learner", "interquartile mean", "median", *(["optimality gap"] if gaps else [])]
@@ -195,9 +212,9 @@ def over_the_sweep(rows: Sequence[Row], world_name: str = "world") -> str:
             *(_interval(number_, digits) for number_ in _aggregate_numbers(one, gaps)),
             *(_against(rows, one.learner, rival) for rival in rivals),
         ]
-        for one in ordered
+        for one in found
     ]
-    quiet = [index for index, one in enumerate(ordered) if one.learner in REFERENCES]
+    quiet = [index for index, one in enumerate(found) if one.learner in REFERENCES]
     points = worlds_in_words([one.points for one in found], "point")
     worlds = worlds_in_words([one.worlds for one in found], world_name)
     caption = (
