@@ -119,10 +119,10 @@ def accuracy(
     shared = time.process_time() - started
     variance = float(np.concatenate([log.reward for log in drawn]).var(dtype=np.float64))
     samples = [_Sample() for _ in estimators]
-    for index, (log, seed) in enumerate(zip(drawn, seeds, strict=True)):
+    for index, log in enumerate(drawn):
         for estimator, sample in zip(prepared.of(index), samples, strict=True):
             started = time.process_time()
-            sample.add(estimator, population, log, seed, resamples)
+            sample.add(estimator, population, log, seeds[index], resamples)
             sample.seconds += time.process_time() - started
     truth = population.references["target"]
     return [
@@ -132,11 +132,13 @@ def accuracy(
 
 
 class _Sample:
-    """What one estimator made of the logs."""
+    """What one estimator made of the logs: numbers only, since an estimate holds a term for each round."""
 
     def __init__(self) -> None:
-        self.estimates: list[Estimate] = []
+        self.values: list[float] = []
+        self.intervals: list[tuple[float, float]] = []
         self.bootstrapped: list[tuple[float, float]] = []
+        self.sizes: list[float] = []
         self.failures, self.seconds = 0, 0.0
 
     def add(
@@ -156,16 +158,17 @@ class _Sample:
         if not np.isfinite(found.value):
             self.failures += 1
             return
-        self.estimates.append(found)
+        self.values.append(found.value)
+        self.intervals.append(found.interval)
+        self.sizes.append(found.effective_sample_size)
         if type(estimator) is agents.IS:
             self.bootstrapped.append(found.bootstrap(n_resamples=resamples, seed=seed).interval)
 
     def result(
         self, truth: float, references: Mapping[str, float], known: Mapping[str, float], shared: float
     ) -> Result:
-        values = np.array([found.value for found in self.estimates])
-        measures = summary(values, np.array([found.interval for found in self.estimates]).reshape(-1, 2), truth)
-        measures["ess"] = _mean(np.array([found.effective_sample_size for found in self.estimates]))
+        measures = summary(np.array(self.values), np.array(self.intervals).reshape(-1, 2), truth)
+        measures["ess"] = _mean(np.array(self.sizes))
         measures["failures"] = float(self.failures)
         if self.bootstrapped:
             measures["bootstrap_coverage"] = _coverage(np.array(self.bootstrapped), truth)
