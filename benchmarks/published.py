@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import claims, markup
 from benchmarks.methods import TITLES
 from benchmarks.results import Row, read_rows
-from benchmarks.summaries import comparable, summaries
+from benchmarks.summaries import comparable, grouped, over_worlds, standard_error, summaries
 
 SIZES = (500, 1000, 2000, 4000, 8000)
 
@@ -171,6 +171,34 @@ def verdict(cells: Sequence[Comparison]) -> list[str]:
     return said
 
 
+def together(rows: Iterable[Row]) -> str:
+    """Say how far all cells together are off, over the worlds that they share.
+
+    The mean over cells is taken in each world, so what cells of one world have in common is in the standard error. The
+    published cells share worlds too, of which only the cells' own errors are known: they count as if all moved as one,
+    which is the most they can.
+    """
+    own = [row for row in rows if row.sweep == "data_size" and row.x in PUBLISHED.get(row.learner, ())]
+    cells = grouped(own, lambda row: (row.learner, row.point, round(row.x)))
+    kept = {(one.learner, one.n) for one in compare(own)}
+    gaps, errors = [], []
+    for (learner, _, n), some in cells.items():
+        if (learner, n) in kept:
+            mean, error = PUBLISHED[learner][n]
+            gaps.append({world: score - mean for world, score in over_worlds(some).items()})
+            errors.append(error)
+    common = sorted(set.intersection(*map(set, gaps))) if gaps else []
+    if len(common) < 2:
+        return "The cells have fewer than two worlds in common."
+    by_world = [sum(gap[world] for gap in gaps) / len(gaps) for world in common]
+    mean, ours, theirs = sum(by_world) / len(common), standard_error(by_world), sum(errors) / len(errors)
+    return (
+        f"All {len(gaps)} cells together, over the {len(common)} worlds they share: "
+        f"{markup.number(mean, signed=True)} ± {markup.number(ours)}, and ± {markup.number(theirs)} at most of the "
+        f"published side: {_signed(mean / math.hypot(ours, theirs))} combined standard errors."
+    )
+
+
 def text(cells: Sequence[Comparison]) -> str:
     """Return the comparison for a terminal."""
     return "\n".join([HEADER, *map(str, cells), "", *verdict(cells)])
@@ -208,6 +236,7 @@ def _print(chosen: argparse.Namespace) -> int:
     rows = comparable(read_rows(chosen.out))
     cells = compare(rows)
     print(markdown(cells) if chosen.markdown else text(cells))
+    print(f"\n{together(rows)}" if cells else "")
     print("\nWhat else the paper says:\n")
     print("\n".join(("- " if chosen.markdown else "") + str(claim) for claim in claims.claims(rows)))
     return 0

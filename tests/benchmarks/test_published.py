@@ -12,7 +12,18 @@ import pytest
 from benchmarks import published
 from benchmarks.engines import Joblib
 from benchmarks.methods import QUICK
-from benchmarks.published import PUBLISHED, REASONS, SIZES, WITHOUT_LOG, compare, markdown, number, text, verdict
+from benchmarks.published import (
+    PUBLISHED,
+    REASONS,
+    SIZES,
+    WITHOUT_LOG,
+    compare,
+    markdown,
+    number,
+    text,
+    together,
+    verdict,
+)
 from benchmarks.results import Results, read_rows
 from benchmarks.running import run_all
 from benchmarks.sweeps import SWEEPS, select
@@ -97,6 +108,20 @@ def test_the_verdict_names_the_cells_that_are_off_and_what_is_known():
     assert others[0] == "dr, n = 500 (−2.5): not explained."
     assert others[1].startswith("greedy, n = 2000 (+2.2): what rests on the prompt-reward regression")
     assert verdict([]) == ["no cell has two worlds yet: run the sweep data_size"]
+
+
+def test_cells_together_are_judged_by_the_worlds_they_share():
+    # Both cells lie .01 and .03 above the published means, in the same two of their three worlds.
+    low, high = PUBLISHED["is"][500][0], PUBLISHED["is"][8000][0]
+    rows = [*cell("is", 500, [low + 0.01, low + 0.03, low + 9]), *cell("is", 8000, [high + 0.01, high + 0.03])]
+    deviation = 0.02 / math.hypot(0.01, (0.007 + 0.008) / 2)
+    assert together(rows) == (
+        "All 2 cells together, over the 2 worlds they share: +0.020 ± 0.010, and ± 0.007 at most of the published "
+        f"side: +{deviation:.1f} combined standard errors."
+    )
+    # The logging policy counts once, however many sizes there are.
+    assert "All 1 cells" in together([*cell("logging", 500, [0.1, 0.2]), *cell("logging", 1000, [0.1, 0.2])])
+    assert together(rows[2:4]) == together([]) == "The cells have fewer than two worlds in common."
 
 
 def test_short_schedules_are_no_replication():
