@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -21,10 +22,10 @@ _FONTS = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --soft: #5b6470; --line: #d8dde3; --page: #fff; --card: #f6f7f9;
-  --link: #0b5cad; --good: #16794a; --bad: #b3372f; --mark: #e4f1e9; --shade: #0002; --warn: #9a5b00; }
+  --link: #0b5cad; --good: #16794a; --bad: #b3372f; --mark: #e4f1e9; --off: #fbeed9; --shade: #0002; --warn: #9a5b00; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #a0a8b3; --line: #363d47; --page: #14171b;
-  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --shade: #fff2;
-  --warn: #f0b45c; } }
+  --card: #1c2026; --link: #7db7f2; --good: #63d297; --bad: #ff8f85; --mark: #1d3a2b; --off: #42320f;
+  --shade: #fff2; --warn: #f0b45c; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-padding-top: 1rem; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--text);
@@ -36,8 +37,8 @@ h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; } h4 { font-size: 1rem; margin: 1
 p { margin: 0 0 .8rem; max-width: 46rem; } a { color: var(--link); text-underline-offset: .15em; }
 .lead { font-size: 1.05rem; } .note, .taste, figcaption { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 3px solid var(--warn); padding-left: .75rem; }
-nav ol { columns: 18rem; column-gap: 2rem; margin: .5rem 0 0; padding-left: 1.4rem; } nav li { break-inside: avoid; }
-nav a { display: inline-block; padding: .2rem 0; }
+nav ol { columns: 18rem; column-gap: 2rem; margin: .5rem 0 0; padding-left: 1.4rem; }
+nav li { break-inside: avoid; padding: .2rem 0; }
 .figures { columns: 26rem; column-gap: 2.5rem; margin: 1.5rem 0 0; }
 figure { margin: 0; padding-bottom: 1.8rem; break-inside: avoid; } .figures h4 { margin: 0 0 .4rem; }
 figure img { display: block; width: 100%; height: auto; }
@@ -52,7 +53,7 @@ th:not([scope=row]) { color: var(--soft); font-weight: 600; vertical-align: bott
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   padding-left: 0; }
 th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); }
-td.best { background: var(--mark); } td.best b { font-weight: 700; }
+td.best { background: var(--mark); } td.off { background: var(--off); } td b { font-weight: 700; }
 th.prose, td.prose { text-align: left; } td.prose { white-space: normal; min-width: 14rem; }
 .error { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 1rem 0; }
@@ -81,13 +82,13 @@ class Cell:
     Attributes:
         text: what stands in it.
         error: what stands behind it in small print, ``± 0.015``.
-        best: whether it is the best of its column.
+        mark: "best" of its column, or "off", not what was expected; or neither.
         prose: whether it is words, which break into lines.
     """
 
     text: str
     error: str = ""
-    best: bool = False
+    mark: Literal["", "best", "off"] = ""
     prose: bool = False
 
 
@@ -112,7 +113,7 @@ def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
 def measured(value: float, error: float, digits: int = 3, *, best: bool = False) -> Cell:
     """Return the cell ``mean ± standard error``; without the error where it is not known (one world)."""
     behind = f"± {number(error, digits)}" if math.isfinite(error) else ""
-    return Cell(number(value, digits), behind, best and math.isfinite(value))
+    return Cell(number(value, digits), behind, "best" if best and math.isfinite(value) else "")
 
 
 def table(
@@ -151,9 +152,9 @@ def _plain(cell: Cell | str) -> str:
 def _cell(cell: Cell | str) -> str:
     shown = Cell(cell) if isinstance(cell, str) else cell
     text = html.escape(shown.text)
-    text = f"<b>{text}</b>" if shown.best else text
+    text = f"<b>{text}</b>" if shown.mark else text
     behind = f' <span class="error">{html.escape(shown.error)}</span>' if shown.error else ""
-    css = _class(" ".join(name for name in ("best", "prose") if getattr(shown, name)))
+    css = _class(f"{shown.mark} {'prose' if shown.prose else ''}".strip())
     return f"<td{css}>{text}{behind}</td>"
 
 

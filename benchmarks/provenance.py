@@ -36,8 +36,9 @@ class Coverage:
         runs: rows.
         worlds: distinct worlds.
         seeds: distinct learning seeds.
-        form: "full" or "quick"; "other" where the settings are of neither (of an older version, or a user's own).
-        planned: runs of that form; none of "other" are known.
+        form: "full" or "quick", "mixed" where points are of either; "other" where the settings are of neither (of an
+            older version, or a user's own).
+        planned: runs of that form (mixed: of the one that more rows have); none of "other" are known.
         gaps: what is missing.
     """
 
@@ -60,7 +61,12 @@ def coverage(rows: Sequence[Row]) -> Coverage:
     if rows[0].sweep in SWEEPS:
         full = SWEEPS[rows[0].sweep]
         forms = {"full": full, "quick": quick(full)}
-    fitting = {name: sum(_fits(row, form) for row in rows) for name, form in forms.items()}
+    fitting = dict.fromkeys(forms, 0)
+    for row in rows:
+        # A setting may be its own quick form: then it is the full one.
+        form = next((name for name, sweep in forms.items() if _fits(row, sweep)), None)
+        if form is not None:
+            fitting[form] += 1
     best = max(fitting, key=lambda name: fitting[name], default="other")
     found = Coverage(len(rows), len({row.world for row in rows}), len({row.seed for row in rows}), "other", 0, ())
     if not fitting.get(best):
@@ -70,7 +76,8 @@ def coverage(rows: Sequence[Row]) -> Coverage:
     cells = Counter((run.point.name, run.learner) for run in planned)
     held = Counter((run.point.name, run.learner) for run in planned if run.id in there)
     gaps = tuple(Gap(*cell, held[cell], count) for cell, count in cells.items() if held[cell] < count)
-    return replace(found, form=best, planned=len(planned), gaps=gaps)
+    mixed = all(fitting.values())
+    return replace(found, form="mixed" if mixed else best, planned=len(planned), gaps=gaps)
 
 
 def _fits(row: Row, sweep: Sweep) -> bool:

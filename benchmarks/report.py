@@ -202,12 +202,12 @@ def _headed(heading: str, inside: str) -> str:
 
 
 def _introduction(name: str, rows: Sequence[Row], covered: Coverage) -> str:
-    varied = f"Varied: {SWEEPS[name].axis}. " if name in SWEEPS else ""
-    quick = (
-        " These are the quick schedules, a tenth of the steps: they show the shape, not the published numbers."
-        if covered.form == "quick"
-        else ""
-    )
+    several = len({row.point for row in rows}) > 1
+    varied = f"Varied: {SWEEPS[name].axis}. " if name in SWEEPS and several else ""
+    quick = {
+        "quick": " These are the quick schedules: they show the shape, not the published numbers.",
+        "mixed": " Some points are of the quick schedules: do not compare them with the others.",
+    }.get(covered.form, "")
     meaning = {
         "optimality": "The score is the optimality: 0 is the uniform policy, 1 the best possible one.",
         "improvement over no prompt": "The score is the mean reward, which is measured against sentences that were "

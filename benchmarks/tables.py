@@ -76,6 +76,11 @@ def worlds_in_words(counts: Iterable[int], name: str = "world") -> str:
     return f"{high} {name}{'s' if high > 1 else ''}" if low == high else f"{low} to {high} {name}s"
 
 
+def _score_digits(rows: Sequence[Row], values: Iterable[float]) -> int:
+    """Return digits of scores: three, as the published table has, where the scale is known."""
+    return 3 if score_name(rows) in ("optimality", "improvement over no prompt") else digits_for(values)
+
+
 def means(rows: Sequence[Row], world_name: str = "world") -> str:
     """Return the table ``mean ± standard error`` of `rows`, of one sweep: learners by points, or points by bandwidths.
 
@@ -86,10 +91,10 @@ def means(rows: Sequence[Row], world_name: str = "world") -> str:
     learners, points = learner_order(rows), list(dict.fromkeys(one.point for one in found))
     caption = _means_caption(found, rows, world_name)
     if len(learners) == 1 and all("/" in point for point in points):
-        return _folded(found, caption, lower_is_better(rows))
+        return _folded(found, caption, rows)
     best = _best_of_points(found, lower_is_better(rows))
     held = {(one.learner, one.point): one for one in found}
-    most, digits = max(one.worlds for one in found), digits_for(one.mean.value for one in found)
+    most, digits = max(one.worlds for one in found), _score_digits(rows, (one.mean.value for one in found))
     body: list[Line] = [
         [title(name), *(_mean_cell(held.get((name, point)), best, most, digits) for point in points)]
         for name in learners
@@ -126,7 +131,7 @@ def _best_of_points(found: Sequence[Summary], lower: bool) -> set[tuple[str, str
     best = set()
     for point, own in grouped_summaries(found).items():
         learned = [one for one in own if one.learner not in REFERENCES]
-        if learned:
+        if len(learned) > 1:
             best.add((_best(learned, lower).learner, point))
     return best
 
@@ -148,12 +153,12 @@ def _mean_cell(one: Summary | None, best: set[tuple[str, str]], most: int, digit
         return Cell("–")
     cell = measured(one.mean.value, one.standard_error, digits, best=(one.learner, one.point) in best)
     behind = f"{cell.error} ({one.worlds})".strip() if one.worlds < most else cell.error
-    return Cell(cell.text, behind, cell.best)
+    return Cell(cell.text, behind, cell.mark)
 
 
-def _folded(found: Sequence[Summary], caption: str, lower: bool) -> str:
-    most, digits = max(one.worlds for one in found), digits_for(one.mean.value for one in found)
-    best = {(one.learner, one.point) for one in [_best(found, lower)]}
+def _folded(found: Sequence[Summary], caption: str, rows: Sequence[Row]) -> str:
+    most, digits = max(one.worlds for one in found), _score_digits(rows, (one.mean.value for one in found))
+    best = {(one.learner, one.point) for one in [_best(found, lower_is_better(rows))]}
     held = {tuple(one.point.split("/", 1)): one for one in found}
     columns, kinds = (list(dict.fromkeys(key[side] for key in held)) for side in (0, 1))
     body: list[Line] = [
@@ -203,7 +208,7 @@ def over_the_sweep(rows: Sequence[Row], world_name: str = "world") -> str:
         return ""
     rivals = [name for name in RIVALS if name in {one.learner for one in found}]
     gaps = any(math.isfinite(one.gap.value) for one in found)
-    digits = digits_for(one.iqm.value for one in found)
+    digits = _score_digits(rows, (one.iqm.value for one in found))
     head = ["learner", "interquartile mean", "median", *(["optimality gap"] if gaps else [])]
     head += [f"P(better than {title(name)})" for name in rivals]
     body: list[Line] = [
@@ -258,7 +263,7 @@ def beside_published(cells: Sequence[Comparison]) -> str:
             f"{title(one.learner)}, n = {one.n:,}",
             measured(one.mean, one.standard_error),
             measured(one.published_mean, one.published_standard_error),
-            Cell(number(one.deviation, 1, signed=True), "", one.off),
+            Cell(number(one.deviation, 1, signed=True), mark="off" if one.off else ""),
         ]
         for one in cells
     ]

@@ -152,6 +152,10 @@ def test_what_cannot_be_averaged_over_points_is_not(rows):
     assert tables.over_the_sweep(rows) == ""
 
 
+def test_the_only_learner_of_a_point_is_not_called_the_best():
+    assert 'class="best"' not in tables.means(grid({"logging": [[0.1]], "dso": [[0.2]]}))
+
+
 def test_points_that_vary_in_several_things_are_folded_by_the_first():
     rows = [
         row(world=world, score=tau / 10 + (kernel == "uniform"), sweep="kernel", x=tau,
@@ -225,6 +229,13 @@ def test_missing_runs_are_those_of_the_form_that_was_run(form):
     points = [point.name for point in sweep.points]
     assert [(gap.point, gap.learner, gap.planned - gap.there) for gap in part.gaps] == [(p, "dso", 1) for p in points]
     assert part.missing == len(points)
+
+
+def test_quick_points_beside_full_ones_are_a_mixed_sweep(drawn):
+    full, short = (sweep_rows(sweep) for sweep in (SWEEPS["noise"], quick(SWEEPS["noise"])))
+    rows = [row for row in full if row.x > 0] + [row for row in short if row.x == 0]
+    assert coverage(rows).form == "mixed"
+    assert "Some points are of the quick schedules" in Page(room.report(rows)).text
 
 
 def test_settings_of_no_known_form_have_no_plan():
