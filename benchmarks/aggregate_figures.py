@@ -31,6 +31,7 @@ def interquartile_means(sheet: Sheet) -> Sketch:
             point_with_bar(axis, place, one.iqm, colours, one.learner)
         axis.set_yticks(range(len(found)), [label(one, colours) for one in reversed(found)])
         axis.set_ylim(-0.6, len(found) - 0.4)
+        axis.locator_params(axis="x", nbins=6)
 
     return Sketch(
         "iqm",

@@ -111,22 +111,11 @@ _FIXED = {
     "potec": ("#CC79A7", "X", "-"),
     "greedy": ("#999933", "<", "-"),
 }
+# Those that no fixed learner has come first.
 _FURTHER = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#882255",
-    "#999933",
-    "#5D4BB5",
-    "#44AA99",
-    "#117733",
-    "#AA4499",
-    "#8C5109",
-    "#7A9CC6",
-)
+    "#AA4499", "#8C5109", "#7A9CC6", "#C9A400", "#117733", "#44AA99", "#5D4BB5", "#4B7A0F",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
+)  # fmt: skip
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 
 
@@ -137,12 +126,15 @@ def palette(learners: Iterable[str], *, dark: bool = False) -> Palette:
     """
     names = sorted(set(learners))
     known = list(TITLES)
-    unknown = sorted({series(name) for name in names} - set(_FIXED))
+    bases = {series(name) for name in names}
+    unknown = sorted(bases - set(_FIXED))
+    taken = {_FIXED[base][0] for base in bases & set(_FIXED)}
+    free = [colour for colour in _FURTHER if colour not in taken] or list(_FURTHER)
     styles = {}
     for name in names:
         base = series(name)
         place = unknown.index(base) if base in unknown else 0
-        further = _FURTHER[place % len(_FURTHER)], _MARKERS[place % len(_MARKERS)], "-"
+        further = free[place % len(free)], _MARKERS[place % len(_MARKERS)], "-"
         colour, marker, line = _FIXED.get(base, further)
         order = known.index(base) if base in known else len(known) + place
         styles[name] = Style(title(name), _lighter(colour) if dark else colour, marker, line, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from math import ceil
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.drawing import Palette
 from benchmarks.results import Row
 from benchmarks.sheets import reference
 from benchmarks.summaries import Interval
+from offprompts_env.types import Array
 
 
 def places(rows: Iterable[Row]) -> list[float]:
@@ -46,7 +48,7 @@ def panels(figure: Any, n: int, *, columns: int = 2, x: str = "", y: str = "", c
         if index % columns == 0:
             axis.set_ylabel(y)
         if index + columns >= n:
-            axis.set_xlabel(x)
+            axis.set_xlabel(x if columns == 1 else textwrap.fill(x, 26))
     for index in range(n, len(held)):
         held[index].set_visible(False)
         # The panel above it stands at the bottom now.
@@ -55,13 +57,40 @@ def panels(figure: Any, n: int, *, columns: int = 2, x: str = "", y: str = "", c
 
 
 def scale(axis: Any, at: Sequence[float]) -> None:
-    """Put ticks where the points are; a logarithmic axis where these span a factor of eight."""
+    """Put ticks where the points are; a logarithmic axis where that spaces them more evenly."""
     if not at:
         return
-    if at[0] > 0 and at[-1] / at[0] >= 8:
+    if at[0] > 0 and _spread(np.log(at)) < _spread(np.array(at)):
         axis.set_xscale("log", base=2)
         axis.minorticks_off()
-    axis.set_xticks(at, [f"{place:g}" for place in at])
+    axis.set_xticks(at, [short(place) for place in at])
+
+
+def _spread(at: Array) -> float:
+    """Return how unequal the steps between places are, relative to their mean."""
+    steps = np.diff(at)
+    return float(steps.std() / steps.mean()) if len(steps) > 1 else 0.0
+
+
+def short(number: float) -> str:
+    """Return a number as ticks show it: 500, 2k."""
+    return f"{number / 1000:g}k" if number >= 1000 else f"{number:g}"
+
+
+def view(numbers: Iterable[float]) -> tuple[float, float]:
+    """Return the ends of an axis that shows all `numbers`; an interval over two worlds may reach far beyond them."""
+    held = np.array(list(numbers), dtype=float)
+    held = held[np.isfinite(held)]
+    margin = 0.06 * max(float(np.ptp(held)), 1e-6)
+    return float(held.min() - margin), float(held.max() + margin)
+
+
+def worth(rows: Iterable[Row], names: Iterable[str]) -> list[float]:
+    """Return the scores of rows, and what the policies `names` of the environment's own are worth."""
+    held = list(rows)
+    found = [reference([row for row in held if row.point == point], name)
+             for name in names for point in dict.fromkeys(row.point for row in held)]  # fmt: skip
+    return [row.score for row in held] + [one.value for one in found if one is not None]
 
 
 def legend(figure: Any, axes: Sequence[Any], colours: Palette) -> None:

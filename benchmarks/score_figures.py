@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.drawing import Palette, Sketch, series, title
-from benchmarks.marks import height, legend, line, panels, places, point_with_bar, reference_lines, scale
+from benchmarks.marks import (
+    height,
+    legend,
+    line,
+    panels,
+    places,
+    point_with_bar,
+    reference_lines,
+    scale,
+    short,
+    view,
+    worth,
+)
 from benchmarks.results import Row
 from benchmarks.sheets import Sheet, in_words, reference, settings_in_words, worlds_in_words
 from benchmarks.summaries import Interval, grouped, mean_interval, over_worlds, summaries
@@ -38,6 +50,7 @@ def over_axis(sheet: Sheet) -> Sketch | None:
             reference_lines(axis, rows, drawn, colours)
             scale(axis, places(rows))
             axis.set_title(name)
+        axes[0].set_ylim(view(worth(sheet.rows, drawn)))
         legend(figure, axes, colours)
 
     spread = "bars" if many else "bands"
@@ -63,6 +76,7 @@ def at_points(sheet: Sheet) -> Sketch:
                 point_with_bar(axis, names.index(one.learner), one.mean, colours, one.learner)
             axis.set_yticks(range(len(names)), [colours.styles[name].title for name in names])
             axis.set_ylim(-0.6, len(names) - 0.4)
+            axis.set_xlim(view(worth(sheet.rows, ())))
             axis.set_title(in_words(point.split("/")))
 
     return Sketch(
@@ -94,8 +108,9 @@ def curves(sheet: Sheet) -> Sketch | None:
                 steps, means = _curve(by_learner[learner])
                 line(axis, steps, means, colours, learner, marked=False)
             axis.set_title(in_words(point.split("/")))
-            axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
+            axis.xaxis.set_major_formatter(lambda step, _: short(step))
             axis.locator_params(axis="x", nbins=4)
+        axes[0].set_ylim(view(value for row in rows for value in row.result.curve))
         legend(figure, axes, colours)
 
     learners = {row.learner for row in rows}
@@ -184,7 +199,8 @@ def against_sentences(sheet: Sheet) -> Sketch | None:
         axis.set_xscale("symlog", linthresh=1000)
         axis.set_xlim(-200, 1.5 * max(most, 1000))
         ticks = [0, *(10**power for power in range(3, 9) if 10**power <= 1.5 * most)]
-        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.set_xticks(ticks, [short(tick) for tick in ticks])
+        axis.set_ylim(view(worth(sheet.rows, names)))
         legend(figure, [axis], colours)
 
     return Sketch(
