@@ -154,18 +154,10 @@ class _Rounds:
     def block(self, steps: int, network: StackedMLP) -> list[_ClusterBatch]:
         """Return batches for at most `steps` steps."""
         batches: list[Batch] = self._rounds.block(steps, network)
-        self._work_out(torch.stack([batch.rows for batch in batches], dim=1))
-        return [
-            _ClusterBatch(
-                batch.inputs,
-                self._centres,
-                self._clusters[batch.rows],
-                self._propensity[batch.rows],
-                self._residual[batch.rows],
-                self._values[batch.rows],
-            )
-            for batch in batches
-        ]
+        rows = torch.stack([batch.rows for batch in batches])
+        self._work_out(rows.transpose(0, 1))
+        columns = [column[rows] for column in (self._clusters, self._propensity, self._residual, self._values)]
+        return [_ClusterBatch(batch.inputs, self._centres, *own) for batch, *own in zip(batches, *columns, strict=True)]
 
     def _work_out(self, rows: Tensor) -> None:
         """Fill the columns of stacked `rows` (W, ...) that are new."""
