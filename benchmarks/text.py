@@ -106,7 +106,7 @@ class TextSetting:
         movies: in which policies are valued, each with every user.
         curve_rounds: of these users and movies, in which policies are valued while they are trained.
         effort: share of the schedules.
-        bundle: folder of the assets; None is the embedded one.
+        bundle: folder of the assets, which names them: changed ones go into another; None are the embedded ones.
     """
 
     rounds: int = 10_000
@@ -171,13 +171,12 @@ class CountedOutputs:
         return self._outputs.sample(contexts, actions, rng)
 
 
-# Both are kept as long as a process lives: loading takes seconds, and a sentence serves all learners and seeds.
+# Kept as long as a process lives: loading takes seconds.
 @lru_cache(maxsize=2)
-def _opened(prompts: int | None, bundle: str | None) -> tuple[gym.Env[Any, Any], SampleTable]:
+def _opened(prompts: int | None, bundle: str | None) -> gym.Env[Any, Any]:
     given = {"n_prompts": prompts, "bundle": bundle}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    env = gym.make(_DEMO.env_id, **settings)
-    return env, SampleTable(env.unwrapped.simulator.outputs, slots=1)  # type: ignore[attr-defined]
+    return gym.make(_DEMO.env_id, **settings)
 
 
 class _Logs(BenchWorlds):
@@ -185,17 +184,26 @@ class _Logs(BenchWorlds):
 
     def __init__(self, setting: TextSetting, units: Sequence[tuple[int, int]], store: Store) -> None:
         self.setting = setting
-        self._env, self._table = _opened(*setting.catalogue)
-        simulator: Simulator = self._env.unwrapped.simulator  # type: ignore[attr-defined]
-        self._counters = [CountedOutputs(self._table) for _ in units]
+        self._env = _opened(*setting.catalogue)
+        self._simulator: Simulator = self._env.unwrapped.simulator  # type: ignore[attr-defined]
+        self._counters = self._counted(len(units))
         seeds = [seed for _, seed in units]
-        super().__init__(units, store, [simulator] * len(units), self._counters, seeds, setting.rounds)
-        self._simulator, self._sources = simulator, [log for log, _ in units]
+        super().__init__(units, store, [self._simulator] * len(units), self._counters, seeds, setting.rounds)
+        self._sources = [log for log, _ in units]
         self._spent = np.zeros(len(units), dtype=np.int64)
 
     def keys(self, stage: str, *parts: object) -> list[str]:
         """See :class:`BenchWorlds`."""
         return [digest(stage, self.setting.recorded, *parts, log, seed) for log, seed in self.units]
+
+    def _table(self) -> SampleTable:
+        # A sentence depends on its batch in the last digits, so what is made never finds those that others asked for.
+        return SampleTable(cast("Any", self._simulator.outputs), slots=1)
+
+    def _counted(self, n: int) -> list[CountedOutputs]:
+        """Return `n` generators that know the sentences of one another."""
+        table = self._table()
+        return [CountedOutputs(table) for _ in range(n)]
 
     def _once(
         self,
@@ -240,9 +248,9 @@ class _Logs(BenchWorlds):
     def skylines(self, learner: agents.OnlinePG) -> list[Kept[Policy]]:
         """See :class:`BenchWorlds`; they know no log, so logs share those of a seed."""
         real = self._simulator
-        played = Simulator(real.contexts, self._table, real.rewards, reward_std=real.noise.std)
 
         def make(seeds: list[int]) -> Sequence[Policy]:
+            played = Simulator(real.contexts, self._table(), real.rewards, reward_std=real.noise.std)
             return learner.fit_many([played] * len(seeds), seeds=seeds)
 
         codec: Codec[Policy] = policies(real.prompts)
@@ -254,7 +262,7 @@ class _Logs(BenchWorlds):
         logs, logging = self.logs, self.logging
 
         def make(names: list[int]) -> list[AskedDensity]:
-            counters = [CountedOutputs(self._table) for _ in names]
+            counters = self._counted(len(names))
             values = density.fit_many(
                 [logs[first[log]] for log in names],
                 kernel=kernel,

@@ -16,6 +16,9 @@ from benchmarks.sweeps import SWEEPS, quick
 from benchmarks.text import TEXT, CountedOutputs, TextSetting
 from tests.tiny_bundle import KEYWORDS, make_tiny_bundle
 
+# Forty rounds are too few for a regression, as it says.
+pytestmark = pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
+
 # Log 1 before log 0, and a seed that one log has alone: what is shared must find its way back to its unit.
 UNITS = [(1, 0), (0, 0), (0, 1)]
 OWN = """
