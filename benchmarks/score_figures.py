@@ -77,7 +77,7 @@ def at_points(sheet: Sheet) -> Sketch:
             axis.set_yticks(range(len(names)), [colours.styles[name].title for name in names])
             axis.set_ylim(-0.6, len(names) - 0.4)
             axis.set_xlim(view(worth(sheet.rows, ())))
-            axis.set_title(in_words(point.split("/")))
+            axis.set_title(in_words(point.split("/")) if len(points) > 1 else "")
 
     return Sketch(
         "scores",
@@ -107,7 +107,7 @@ def curves(sheet: Sheet) -> Sketch | None:
             for learner in colours.ordered(by_learner):
                 steps, means = _curve(by_learner[learner])
                 line(axis, steps, means, colours, learner, marked=False)
-            axis.set_title(in_words(point.split("/")))
+            axis.set_title(in_words(point.split("/")) if len(points) > 1 else "")
             axis.xaxis.set_major_formatter(lambda step, _: short(step))
             axis.locator_params(axis="x", nbins=4)
         axes[0].set_ylim(view(value for row in rows for value in row.result.curve))
