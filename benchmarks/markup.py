@@ -43,7 +43,7 @@ nav li { break-inside: avoid; padding: .2rem 0; }
 figure { margin: 0; padding-bottom: 1.8rem; break-inside: avoid; } .figures h4 { margin: 0 0 .4rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .4rem; max-width: 46rem; } img { max-width: 100%; }
-img.paper { background: #fff; border-radius: .4rem; }
+img.paper { background: #fff; border-radius: .4rem; max-width: 46rem; }
 .wide { overflow-x: auto; margin: .4rem 0 1.4rem; background: linear-gradient(to left, var(--page) 30%, transparent)
   right / 2.5rem 100% no-repeat local, linear-gradient(to left, var(--shade), transparent) right / .9rem 100% no-repeat
   scroll; }
@@ -54,7 +54,6 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
   padding-left: 0; }
 th[scope=row] { font-weight: 500; } tr.quiet > * { color: var(--soft); }
 td.best { background: var(--mark); } td.off { background: var(--off); } td b { font-weight: 700; }
-th.prose, td.prose { text-align: left; } td.prose { white-space: normal; min-width: 14rem; }
 .error { color: var(--soft); font-size: .85em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 1rem 0; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
@@ -83,13 +82,11 @@ class Cell:
         text: what stands in it.
         error: what stands behind it in small print, ``± 0.015``.
         mark: "best" of its column, or "off", not what was expected; or neither.
-        prose: whether it is words, which break into lines.
     """
 
     text: str
     error: str = ""
     mark: Literal["", "best", "off"] = ""
-    prose: bool = False
 
 
 def document(title: str, body: str) -> str:
@@ -127,11 +124,7 @@ def table(
         caption: what the table shows.
         quiet: rows that stand back: they are there to compare with.
     """
-    words = {place for line in body for place, cell in enumerate(line) if isinstance(cell, Cell) and cell.prose}
-    columns = "".join(
-        f'<th scope="col"{_class("prose" if place in words else "")}>{html.escape(name)}</th>'
-        for place, name in enumerate(head)
-    )
+    columns = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     rows = []
     for index, (first, *rest) in enumerate(body):
         css = _class("quiet" if index in quiet else "")
@@ -154,8 +147,7 @@ def _cell(cell: Cell | str) -> str:
     text = html.escape(shown.text)
     text = f"<b>{text}</b>" if shown.mark else text
     behind = f' <span class="error">{html.escape(shown.error)}</span>' if shown.error else ""
-    css = _class(f"{shown.mark} {'prose' if shown.prose else ''}".strip())
-    return f"<td{css}>{text}{behind}</td>"
+    return f"<td{_class(shown.mark)}>{text}{behind}</td>"
 
 
 def _class(names: str) -> str:

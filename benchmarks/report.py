@@ -17,11 +17,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import claims
+from benchmarks.claims import Claim, claims
 from benchmarks.drawing import Drawing, title
 from benchmarks.estimator_figures import PANELS
 from benchmarks.figures import draw_all
-from benchmarks.markup import Cell, anchor, details, document, number, picture, table
+from benchmarks.markup import anchor, details, document, number, picture, table
 from benchmarks.page import Side, Story, stories_html
 from benchmarks.provenance import Coverage, coverage, duration, processor_time, versions
 from benchmarks.published import compare, verdict
@@ -252,15 +252,17 @@ def _claims(rows: Sequence[Row]) -> str:
     found = [claim for claim in claims(rows) if claim.holds is not None]
     if not found:
         return ""
-    body = [
-        [Cell(claim.outcome), Cell(claim.says, prose=True), Cell(claim.test, prose=True),
-         Cell(claim.figures, prose=True)]
-        for claim in found
-    ]  # fmt: skip
     holding = sum(claim.holds is True for claim in found)
-    said = f"Statements that hold on these rows: {holding} of {len(found)}."
-    shown = table(["outcome", "the paper", "taken to hold if", "found here"], body)
-    return f'<section id="claims"><h2>What the paper says</h2><p>{said}</p>{shown}</section>'
+    said = f"<p>Statements that hold on these rows: {holding} of {len(found)}.</p>"
+    return f'<section id="claims"><h2>What the paper says</h2>{said}{"".join(map(_claim, found))}</section>'
+
+
+def _claim(claim: Claim) -> str:
+    says = claim.says[:1].upper() + claim.says[1:]
+    css = "gain" if claim.holds else "loss"
+    rests = f"Taken to hold if {claim.test}. Here: {claim.figures}."
+    head = f'<h4>{html.escape(says)}: <span class="{css}">{html.escape(claim.outcome)}</span></h4>'
+    return f'{head}<p class="note">{html.escape(rests)}</p>'
 
 
 def _stories(rows: Sequence[Row]) -> str:
