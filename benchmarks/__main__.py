@@ -114,7 +114,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _say_more(found: Plan) -> None:
     if found.replaced:
-        print(f"{found.replaced} rows of the same names, of other settings or run before, are replaced")
+        print(f"{found.replaced} of these had rows already, of other settings or to be made again: the newest count")
     for name, count in found.other_versions.items():
         print(f"{count} rows were made by {PACKAGE} {name} and count as known; --again makes them anew")
 

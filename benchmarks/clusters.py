@@ -6,14 +6,27 @@ Machines of a cluster need the same Python environment and a folder of results t
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.engines import ATTEMPTS, DIED, THREADS, Failure, failure, guarded, processes, search_path
+from benchmarks.engines import (
+    ATTEMPTS,
+    DIED,
+    THREADS,
+    Failure,
+    failure,
+    guarded,
+    no_interrupts_for_children,
+    processes,
+    search_path,
+)
 from offprompts_env.errors import ConfigError, missing_dependency
 
 T = TypeVar("T")
@@ -77,8 +90,10 @@ class Ray:
             "object_store_memory": _OBJECT_STORE, "address": "local",
         }  # fmt: skip
         try:
+            if self.address not in (None, "auto"):
+                _knock(self.address)
             ray.init(**place, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": _environment()})
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             if self.address is None:
                 raise
             raise _unreachable("Ray", self.address, error) from error
@@ -88,6 +103,12 @@ class Ray:
             yield
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray_result(ray: Any, reference: Any) -> Any:
@@ -124,7 +145,11 @@ class Dask:
         except ImportError as error:
             raise missing_dependency("distributed", "dask", "the engine dask") from error
         with self._connected(distributed) as client:
-            futures = {client.submit(guarded, work, task, pure=False): index for index, task in enumerate(tasks)}
+            job = _job()
+            futures = {
+                client.submit(job, pickle.dumps((guarded, work, task)), pure=False): index
+                for index, task in enumerate(tasks)
+            }
             try:
                 endings: Any = distributed.as_completed(list(futures))  # type: ignore[no-untyped-call]
                 for done in endings:
@@ -147,25 +172,38 @@ class Dask:
                 client.register_plugin(_fresh_modules(search_path(), str(Path.cwd())))
                 yield client
             return
-        settings = {"distributed.scheduler.allowed-failures": ATTEMPTS - 1}
-        with (
-            dask.config.set(settings),
-            distributed.LocalCluster(
-                n_workers=processes(self.workers), threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
-                silence_logs="CRITICAL", env=_environment(),
-            ) as cluster,
-            distributed.Client(cluster) as client,
-        ):  # fmt: skip
-            yield client
+        with ExitStack() as stack:
+            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}))
+            # Started first, as it lets interrupts through again where it is started.
+            resource_tracker.ensure_running()
+            with no_interrupts_for_children():
+                cluster = distributed.LocalCluster(
+                    n_workers=processes(self.workers), threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+                    silence_logs="CRITICAL", env=_environment(),
+                )  # fmt: skip
+            stack.enter_context(cluster)
+            yield stack.enter_context(distributed.Client(cluster))
 
 
 def _dask_result(distributed: Any, future: Any) -> Any:
     try:
-        return future.result()
+        return pickle.loads(future.result())
     except distributed.scheduler.KilledWorker as error:
         return Failure(DIED, str(error))
     except Exception as error:
         return failure(error)
+
+
+def _job() -> Callable[[bytes], bytes]:
+    # A function in a function crosses by value, and bytes stay bytes until a worker has them: a scheduler of others
+    # reads what it hands on, and cannot import our modules.
+    def job(content: bytes) -> bytes:
+        import pickle
+
+        guard, work, task = pickle.loads(content)
+        return pickle.dumps(guard(work, task))
+
+    return job
 
 
 def _fresh_modules(paths: list[str], project: str) -> Any:
@@ -176,7 +214,6 @@ def _fresh_modules(paths: list[str], project: str) -> Any:
     """
     from distributed import WorkerPlugin
 
-    # A class in a function crosses to workers by value: they cannot import this module yet.
     class FreshModules(WorkerPlugin):
         name = f"offprompts-{os.getpid()}-{id(paths)}"
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -121,6 +121,19 @@ def _settle() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def no_interrupts_for_children() -> Iterator[None]:
+    """Let processes that start meanwhile never see Ctrl-C, not even before they settle; it reaches this one after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _pool() -> Any:
     # loky starts a fresh interpreter with the search path and the working directory of this one.
     return ProcessPoolExecutor(max_workers=1, env=dict(THREADS), initializer=_settle)
@@ -151,7 +164,8 @@ class Joblib:
             while waiting or running:
                 while waiting and free:
                     pool, (index, attempt) = free.pop(), waiting.popleft()
-                    running[pool.submit(guarded, work, tasks[index])] = pool, index, attempt
+                    with no_interrupts_for_children():
+                        running[pool.submit(guarded, work, tasks[index])] = pool, index, attempt
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     pool, index, attempt = running.pop(future)
                     error = future.exception()

@@ -133,3 +133,9 @@ def test_what_is_not_installed_is_named(engine: Engine, package: str, monkeypatc
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'offprompts-env\["):
         list(engine.run(probe, ["ok"]))
+
+
+@pytest.mark.parametrize("engine", [Ray(address="127.0.0.1:9"), Ray(address="nowhere")])
+def test_an_address_where_nothing_listens_is_named(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match="expected a running Ray cluster"):
+        list(engine.run(probe, ["ok"]))
