@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import failures, leaderboard, published, report
+from benchmarks import failures, figures, leaderboard, published, report
 from benchmarks.clusters import Dask, Ray
 from benchmarks.engines import Engine, Joblib, processes
 from benchmarks.methods import Own
@@ -24,7 +24,7 @@ from benchmarks.running import PACKAGE, Plan, plan, run_all, tasks_of
 from benchmarks.sweeps import SWEEPS, select
 from offprompts_env.errors import ConfigError, MissingDependencyError, OffPromptsError
 
-ROOMS = (published, leaderboard, failures, report)
+ROOMS = (figures, report, published, failures, leaderboard)
 """Modules with commands of their own."""
 
 _EXAMPLES = """\
@@ -108,7 +108,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if outcome.failures:
         print("the same command tries again what failed", file=sys.stderr)
         return 1
-    print(f"next: python -m benchmarks report --out {out}")
+    print(f"next: python -m benchmarks figures --out {out}, or report --out {out}")
     return 0
 
 

@@ -36,6 +36,10 @@ R = TypeVar("R")
 _OBJECT_STORE = 100 * 1024**2
 
 
+# Ray prints the reason of a refusal itself and raises no more than that it could not connect.
+_HINTS = {"Ray": " (where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here too)", "Dask": ""}
+
+
 def _environment() -> dict[str, str]:
     return {**THREADS, "PYTHONPATH": os.pathsep.join(search_path())}
 
@@ -43,7 +47,7 @@ def _environment() -> dict[str, str]:
 def _unreachable(engine: str, address: str, error: BaseException) -> ConfigError:
     return ConfigError(
         f"--address {address}: expected a running {engine} cluster, got {type(error).__name__}: {error}; "
-        "start one, or leave --address out to use this machine"
+        f"start one{_HINTS[engine]}, or leave --address out to use this machine"
     )
 
 

@@ -139,7 +139,9 @@ def test_run_says_where_rows_are_and_what_is_next(
     assert main(["run", "tiny", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0] == f"3 new rows, 0 were there, 0 tasks failed: {tmp_path / 'out'}"
-    assert said.splitlines()[-1] == f"next: python -m benchmarks report --out {tmp_path / 'out'}"
+    assert said.splitlines()[-1] == (
+        f"next: python -m benchmarks figures --out {tmp_path / 'out'}, or report --out {tmp_path / 'out'}"
+    )
 
 
 def test_rows_of_another_version_are_mentioned(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The three engines: the same rows from each, one thread a worker, and what becomes of a task that fails."""
 
+import importlib
 import sys
 import time
 from contextlib import closing
@@ -133,6 +134,25 @@ def test_what_is_not_installed_is_named(engine: Engine, package: str, monkeypatc
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'offprompts-env\["):
         list(engine.run(probe, ["ok"]))
+
+
+def test_workers_of_an_existing_cluster_forget_modules_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        monkeypatch.syspath_prepend(tmp_path)
+        for form in ("first", "second"):
+            (tmp_path / "changing.py").write_text(f"def work(task):\n    return '{form}'\n")
+            importlib.invalidate_caches()
+            changing = importlib.import_module("changing")
+            found = dict(Dask(address=cluster.scheduler_address).run(changing.work, ["task"]))
+            del sys.modules["changing"]
+            assert found == {0: form}
 
 
 @pytest.mark.parametrize("engine", [Ray(address="127.0.0.1:9"), Ray(address="nowhere")])
