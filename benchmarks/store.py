@@ -7,6 +7,7 @@ An artefact is there as a whole or not at all; one that cannot be read is made a
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import shutil
@@ -49,13 +50,18 @@ def digest(*parts: object) -> str:
     Raises:
         DataError: a part shows its address in memory, which the next process would not find again.
     """
-    text = repr((*parts, STAGES_VERSION, version("torch")))
+    text = repr((*parts, STAGES_VERSION, _torch()))
     if " at 0x" in text:
         raise DataError(
             f"expected parts whose repr shows their settings, such as frozen dataclasses, got {text}; "
             "give the class a __repr__"
         )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _torch() -> str:
+    return version("torch")
 
 
 @dataclass(frozen=True)
