@@ -1,1 +1,1 @@
-"""What reproduces the published results, measures speed, and shows the whole idea once."""
+"""What reproduces the published results, compares learners and estimators, measures speed, and shows the whole idea."""

@@ -13,14 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import failures, figures, leaderboard, published, report
+from benchmarks import figures, leaderboard, published
 from benchmarks.clusters import Dask, Ray
 from benchmarks.engines import Engine, Joblib, processes
 from benchmarks.methods import Own
+from benchmarks.pages import report
 from benchmarks.plan import Run
 from benchmarks.progress import Forecast, Progress, duration
-from benchmarks.results import ResultsWarning, read_rows
+from benchmarks.rows import ResultsWarning, read_rows
 from benchmarks.running import PACKAGE, Plan, plan, run_all, tasks_of
+from benchmarks.settings import failures
 from benchmarks.sweeps import SWEEPS, select
 from offprompts_env.errors import ConfigError, MissingDependencyError, OffPromptsError
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from benchmarks.summaries import LEVEL, Interval, grouped, in_order, mean_interval, optimality, over_worlds
 from offprompts_env.errors import DataError
 from offprompts_env.rng import stream

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.methods import Effort
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from benchmarks.summaries import grouped, over_worlds, standard_error
 
 BASELINES = ("regression", "is", "dr", "potec", "greedy")

@@ -24,7 +24,7 @@ import numpy as np
 
 import agents
 import offprompts_env as op
-from benchmarks.page import stories, write_page
+from benchmarks.pages.stories import stories, write_page
 from offprompts_env.errors import OffPromptsError, missing_dependency
 from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.types import Estimate, LoggedDataset, Policy

@@ -23,7 +23,7 @@ from benchmarks.claims import is_short
 from benchmarks.methods import TITLES
 from benchmarks.published import number
 from benchmarks.reference import Line
-from benchmarks.results import read_rows
+from benchmarks.rows import read_rows
 from benchmarks.summaries import grouped
 from offprompts_env.errors import ConfigError, DataError, unknown_name
 

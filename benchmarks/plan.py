@@ -11,7 +11,7 @@ from itertools import product
 from typing import Protocol
 
 from benchmarks.methods import Method
-from benchmarks.results import Result
+from benchmarks.rows import Result
 from benchmarks.store import Store, digest
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims, markup
+from benchmarks import claims
 from benchmarks.methods import TITLES
-from benchmarks.results import Row, read_rows
+from benchmarks.pages import markup
+from benchmarks.rows import Row, read_rows
 from benchmarks.summaries import comparable, grouped, over_worlds, standard_error, summaries
 
 SIZES = (500, 1000, 2000, 4000, 8000)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.aggregate import aggregates
 from benchmarks.claims import is_short
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from benchmarks.summaries import comparable, grouped, in_order, summaries
 from offprompts_env.errors import DataError, StorageError
 from offprompts_env.manifest import write_atomic
@@ -36,7 +36,7 @@ class Line:
         learner: name.
         worlds: number of worlds, or logs; of all points the smallest.
         runs: rows.
-        mean: over worlds, in the unit of :attr:`benchmarks.results.Row.score`; of all points the mean of their means.
+        mean: over worlds, in the unit of :attr:`benchmarks.rows.Row.score`; of all points the mean of their means.
         standard_error: of the mean, over worlds; NaN for all points.
         iqm: interquartile mean, of all scores.
         iqm_low: lower end of its 95% bootstrap interval.

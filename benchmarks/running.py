@@ -23,7 +23,7 @@ from benchmarks.engines import Engine, Failure, processes
 from benchmarks.methods import Method
 from benchmarks.plan import Run, Setting
 from benchmarks.progress import Progress
-from benchmarks.results import Result, Results, Row, read_rows
+from benchmarks.rows import Result, Results, Row, read_rows
 from benchmarks.store import JSON, Codec, Store, StoreError
 
 PACKAGE = "offprompts-env"
@@ -58,7 +58,7 @@ class Made:
 
     Attributes:
         result: what a run gave.
-        versions, commit, device: as in :class:`benchmarks.results.Row`.
+        versions, commit, device: as in :class:`benchmarks.rows.Row`.
     """
 
     result: Result

@@ -25,9 +25,9 @@ import numpy as np
 
 import agents
 import offprompts_env as op
-from benchmarks.learning_speed import estimating, large_catalogue, learning, streaming
-from benchmarks.sweep_speed import sweeping
-from benchmarks.timing import Figure, matmul_flops, seconds
+from benchmarks.hot_paths.learning import estimating, large_catalogue, learning, streaming
+from benchmarks.hot_paths.sweeping import sweeping
+from benchmarks.hot_paths.timing import Figure, matmul_flops, seconds
 
 
 class _Trivial(gym.Env[Any, Any]):

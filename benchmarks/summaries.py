@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import stats
 
-from benchmarks.results import ResultsWarning, Row
+from benchmarks.rows import ResultsWarning, Row
 from offprompts_env.errors import DataError
 
 LEVEL = 0.95
@@ -41,7 +41,7 @@ class Summary:
         learner: name.
         scores: one a world, the mean over its learning seeds.
         runs: rows with a finite score.
-        mean: over worlds, in the unit of :attr:`benchmarks.results.Row.score`, with Student's 95% interval.
+        mean: over worlds, in the unit of :attr:`benchmarks.rows.Row.score`, with Student's 95% interval.
         standard_error: of the mean, over worlds; NaN with one.
     """
 
@@ -64,7 +64,7 @@ def comparable(rows: Iterable[Row]) -> list[Row]:
     """Return the rows that may stand in one figure: at each point those of the setting that finished last.
 
     A folder may hold rows of a quick sweep beside those of a full one, which must not be averaged.
-    A :class:`benchmarks.results.ResultsWarning` says how many are left out.
+    A :class:`benchmarks.rows.ResultsWarning` says how many are left out.
     """
     held = list(rows)
     latest: dict[tuple[str, str], Row] = {}

@@ -9,10 +9,10 @@ from dataclasses import replace
 from itertools import product
 
 import agents
-from benchmarks import estimation, failures, text
 from benchmarks.methods import BEYOND, PAPER, Method, Own
 from benchmarks.plan import Point, Run, Sweep
-from benchmarks.vectors import VectorSetting
+from benchmarks.settings import estimation, failures, text
+from benchmarks.settings.vectors import VectorSetting
 from offprompts_env.errors import ConfigError, unknown_name
 
 _LEARNERS: Mapping[str, Method] = {**PAPER, **BEYOND}

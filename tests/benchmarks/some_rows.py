@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.results import Result, Row
+from benchmarks.rows import Result, Row
 
 SETTING = "VectorSetting(n=500, effort=Effort(steps=1.0, learning_rate=1.0))"
 

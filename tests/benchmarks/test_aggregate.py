@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import aggregate, summaries
-from benchmarks.results import ResultsWarning
+from benchmarks.rows import ResultsWarning
 from offprompts_env.errors import DataError
 from tests.benchmarks.some_rows import grid, row
 

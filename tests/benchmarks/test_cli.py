@@ -14,7 +14,7 @@ import pytest
 
 import benchmarks.sweeps
 from benchmarks.__main__ import main
-from benchmarks.results import Results, read_rows
+from benchmarks.rows import Results, read_rows
 from benchmarks.running import run_all
 from tests.benchmarks.test_running import Here
 from tests.benchmarks.tiny_setting import TinySetting, computed, runs, sweep

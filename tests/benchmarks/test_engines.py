@@ -16,7 +16,7 @@ from benchmarks.engines import DIED, Engine, Failure, Joblib, processes
 from benchmarks.methods import Effort, Method, Own
 from benchmarks.plan import Point, Sweep
 from benchmarks.running import Done, Made, Task, perform, tasks_of
-from benchmarks.vectors import VectorSetting
+from benchmarks.settings.vectors import VectorSetting
 from offprompts_env.errors import ConfigError, MissingDependencyError
 from tests.benchmarks.probes import die_once, probe
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import agents
-from benchmarks.accuracy import ExactDensity, SlopeIS, accuracy, draw_logs, summary
-from benchmarks.estimation import ESTIMATORS, EstimationSetting, sweeps
 from benchmarks.methods import Effort
-from benchmarks.population import Population
+from benchmarks.settings.accuracy import ExactDensity, SlopeIS, accuracy, draw_logs, summary
+from benchmarks.settings.estimation import ESTIMATORS, EstimationSetting, sweeps
+from benchmarks.settings.population import Population
+from benchmarks.settings.vectors import VectorSetting
 from benchmarks.store import Store
-from benchmarks.vectors import VectorSetting
 from offprompts_env.collecting import collect
 from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.rng import integer_seed

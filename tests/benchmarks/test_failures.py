@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import agents
-from benchmarks import failures
-from benchmarks.failures import CASES, MIXED, PURE, CaseSetting, ShownOutputs, SupportedPolicy
 from benchmarks.methods import TITLES, Effort
+from benchmarks.settings import failures
+from benchmarks.settings.failures import CASES, MIXED, PURE, CaseSetting, ShownOutputs, SupportedPolicy
 from benchmarks.store import Store
 from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import ConfigError

@@ -8,10 +8,11 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from benchmarks import figures, marks, sheets
-from benchmarks.drawing import palette
-from benchmarks.results import Results
-from benchmarks.score_figures import over_axis
+from benchmarks import figures
+from benchmarks.figures import marks, sheets
+from benchmarks.figures.drawing import palette
+from benchmarks.figures.scores import over_axis
+from benchmarks.rows import Results
 from benchmarks.summaries import comparable
 from offprompts_env.errors import ConfigError, DataError, MissingDependencyError
 from tests.benchmarks.some_rows import grid, row

@@ -14,7 +14,7 @@ from benchmarks.aggregate import aggregates
 from benchmarks.leaderboard import board, differences, filled, pages, sweep_table, update
 from benchmarks.methods import QUICK
 from benchmarks.reference import joined, lines_of, read_summary, summary_text, write_summary
-from benchmarks.results import Results
+from benchmarks.rows import Results
 from offprompts_env.errors import ConfigError, DataError, StorageError
 from tests.benchmarks.some_rows import SETTING, grid, row
 

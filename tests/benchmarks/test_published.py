@@ -24,7 +24,7 @@ from benchmarks.published import (
     together,
     verdict,
 )
-from benchmarks.results import Results, read_rows
+from benchmarks.rows import Results, read_rows
 from benchmarks.running import run_all
 from benchmarks.sweeps import SWEEPS, select
 from tests.benchmarks.some_rows import SETTING, row

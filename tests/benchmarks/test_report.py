@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from benchmarks import report as room
-from benchmarks import tables
-from benchmarks.drawing import Drawing
-from benchmarks.markup import Cell, anchor, data_uri, lean, measured, number, table
-from benchmarks.page import Side, Story, stories_html
-from benchmarks.provenance import coverage, duration, processor_time
+from benchmarks.figures.drawing import Drawing
+from benchmarks.pages import report as room
+from benchmarks.pages import tables
+from benchmarks.pages.markup import Cell, anchor, data_uri, lean, measured, number, table
+from benchmarks.pages.provenance import coverage, duration, processor_time
+from benchmarks.pages.stories import Side, Story, stories_html
 from benchmarks.sweeps import SWEEPS, quick
 from offprompts_env.errors import DataError, StorageError
 from tests.benchmarks.some_rows import grid, row

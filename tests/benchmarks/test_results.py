@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.results import Result, Results, ResultsWarning, Row, read_rows, rows_bytes
+from benchmarks.rows import Result, Results, ResultsWarning, Row, read_rows, rows_bytes
 from offprompts_env.errors import StorageError
 
 RESULT = Result(1.5, 0.1, {"uniform": 0.5}, (1, 2), (0.1, 0.2), 3.0, 4.0, 5, {"mse": 0.25}, {"story": ["a", None]})

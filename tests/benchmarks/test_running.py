@@ -12,7 +12,7 @@ from benchmarks.engines import Failure, guarded
 from benchmarks.methods import Logging
 from benchmarks.plan import Point, Sweep
 from benchmarks.progress import Progress
-from benchmarks.results import Results, read_rows
+from benchmarks.rows import Results, read_rows
 from benchmarks.running import Outcome, plan, run_all, tasks_of
 from benchmarks.store import StoreError
 from offprompts_env.errors import StorageError

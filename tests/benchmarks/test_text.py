@@ -9,11 +9,11 @@ import pytest
 
 import agents
 import offprompts_env as op
-from benchmarks import text
 from benchmarks.methods import Effort, Logging, Own
+from benchmarks.settings import text
+from benchmarks.settings.text import TEXT, CountedOutputs, TextSetting
 from benchmarks.store import Store
 from benchmarks.sweeps import SWEEPS, quick
-from benchmarks.text import TEXT, CountedOutputs, TextSetting
 from tests.tiny_bundle import KEYWORDS, make_tiny_bundle
 
 # Forty rounds are too few for a regression, as it says.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.methods import Logging, Method
 from benchmarks.plan import Point, Run, Sweep
-from benchmarks.results import Result
+from benchmarks.rows import Result
 from benchmarks.store import JSON, Store, digest
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import agents
 import offprompts_env as op
-from benchmarks.timing import Figure, matmul_flops, seconds
+from benchmarks.hot_paths.timing import Figure, matmul_flops, seconds
 
 
 def learning(worlds: int = 4) -> list[Figure]:

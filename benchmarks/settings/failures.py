@@ -22,9 +22,9 @@ import numpy.typing as npt
 import agents
 from benchmarks.methods import Logging, Method
 from benchmarks.plan import Point, Sweep
-from benchmarks.results import Row, read_rows
+from benchmarks.rows import Row, read_rows
+from benchmarks.settings.vectors import VectorSetting
 from benchmarks.summaries import comparable, grouped, over_worlds, standard_error
-from benchmarks.vectors import VectorSetting
 from offprompts_env.errors import ConfigError
 from offprompts_env.rng import stream
 from offprompts_env.simulator import GaussianOutputs, OutputModel, Simulator

@@ -14,8 +14,8 @@ import agents
 from agents.closed_form import expected_similarity
 from agents.estimators.look import fit_rewards
 from agents.sentences import KnownSentences
-from benchmarks.population import Population
-from benchmarks.results import Result
+from benchmarks.rows import Result
+from benchmarks.settings.population import Population
 from offprompts_env.collecting import collect
 from offprompts_env.errors import ConfigError, OffPromptsError
 from offprompts_env.rng import integer_seed

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aggregate import Aggregate, Improvement, aggregates, improvement, profiles
-from benchmarks.drawing import Palette, Sketch, title
-from benchmarks.marks import height, legend, panels, point_with_bar
-from benchmarks.sheets import Sheet, settings_in_words, worlds_in_words
+from benchmarks.figures.drawing import Palette, Sketch, title
+from benchmarks.figures.marks import height, legend, panels, point_with_bar
+from benchmarks.figures.sheets import Sheet, settings_in_words, worlds_in_words
 
 HERO = "dso"
 """The learner that others are compared with, where it is among them; else the best."""

@@ -21,11 +21,11 @@ import agents
 import offprompts_env as op
 from benchmarks.demo import movielens as demo
 from benchmarks.methods import QUICK, Effort, Greedy, Logging, Method, Skyline
-from benchmarks.page import stories
+from benchmarks.pages.stories import stories
 from benchmarks.plan import Point, Sweep
-from benchmarks.results import Result
+from benchmarks.rows import Result
+from benchmarks.settings.worlds import BenchWorlds
 from benchmarks.store import LOGS, Codec, Kept, Store, digest, policies
-from benchmarks.worlds import BenchWorlds
 from offprompts_env.collecting import collect
 from offprompts_env.rng import stream
 from offprompts_env.simulator import OutputModel, Simulator

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from benchmarks.summaries import Interval, Summary, grouped, in_order, mean_interval, optimality, over_worlds, summaries
 from benchmarks.sweeps import SWEEPS
 

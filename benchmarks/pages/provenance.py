@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.plan import Sweep
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from benchmarks.sweeps import SWEEPS, quick
 
 

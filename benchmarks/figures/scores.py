@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drawing import Palette, Sketch, series, title
-from benchmarks.marks import (
+from benchmarks.figures.drawing import Palette, Sketch, series, title
+from benchmarks.figures.marks import (
     height,
     legend,
     line,
@@ -23,8 +23,8 @@ from benchmarks.marks import (
     view,
     worth,
 )
-from benchmarks.results import Row
-from benchmarks.sheets import Sheet, in_words, reference, settings_in_words, worlds_in_words
+from benchmarks.figures.sheets import Sheet, in_words, reference, settings_in_words, worlds_in_words
+from benchmarks.rows import Row
 from benchmarks.summaries import Interval, grouped, mean_interval, over_worlds, summaries
 from offprompts_env.rng import stream
 

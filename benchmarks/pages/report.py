@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import Claim, claims
-from benchmarks.drawing import Drawing, title
-from benchmarks.estimator_figures import PANELS
 from benchmarks.figures import draw_all
-from benchmarks.markup import anchor, details, document, number, picture, table
-from benchmarks.page import Side, Story, stories_html
-from benchmarks.provenance import Coverage, coverage, duration, processor_time, versions
-from benchmarks.published import compare, verdict
-from benchmarks.results import ResultsWarning, Row, read_rows
-from benchmarks.summaries import comparable, grouped, in_order, summaries
-from benchmarks.sweeps import SWEEPS
-from benchmarks.tables import (
+from benchmarks.figures.drawing import Drawing, title
+from benchmarks.figures.estimators import PANELS
+from benchmarks.pages.markup import anchor, details, document, number, picture, table
+from benchmarks.pages.provenance import Coverage, coverage, duration, processor_time, versions
+from benchmarks.pages.stories import Side, Story, stories_html
+from benchmarks.pages.tables import (
     REFERENCES,
     beside_published,
     learner_order,
@@ -39,6 +35,10 @@ from benchmarks.tables import (
     score_name,
     worlds_in_words,
 )
+from benchmarks.published import compare, verdict
+from benchmarks.rows import ResultsWarning, Row, read_rows
+from benchmarks.summaries import comparable, grouped, in_order, summaries
+from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import DataError, StorageError
 from offprompts_env.manifest import write_atomic
 
@@ -57,7 +57,7 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
     """Write the page.
 
     Args:
-        rows: from :func:`benchmarks.results.read_rows`.
+        rows: from :func:`benchmarks.rows.read_rows`.
         path: of the page; its folder is made if need be.
 
     Raises:

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from joblib.externals.loky import ProcessPoolExecutor
 
 from benchmarks.engines import Joblib
+from benchmarks.hot_paths.timing import Figure, seconds
 from benchmarks.methods import Logging, Method
 from benchmarks.plan import Point, Sweep
-from benchmarks.results import Result, Results, Row, read_rows, rows_bytes
+from benchmarks.rows import Result, Results, Row, read_rows, rows_bytes
 from benchmarks.running import run_all
 from benchmarks.store import Store
-from benchmarks.timing import Figure, seconds
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drawing import Palette, Sketch, title
-from benchmarks.marks import height, legend, panels, places, scale
-from benchmarks.sheets import Sheet, settings_in_words, worlds_in_words
+from benchmarks.figures.drawing import Palette, Sketch, title
+from benchmarks.figures.marks import height, legend, panels, places, scale
+from benchmarks.figures.sheets import Sheet, settings_in_words, worlds_in_words
 from benchmarks.summaries import LEVEL, grouped, over_worlds
 
 PANELS = {"mse": "mean squared error", "bias": "|bias|", "variance": "variance", "coverage": "coverage of 95% interval"}

@@ -1,6 +1,7 @@
 """Accuracy of value estimators over logged rounds, prompts, and distance of the target policy.
 
-See :mod:`benchmarks.population` for what logs are drawn from and :mod:`benchmarks.accuracy` for what is measured.
+See :mod:`benchmarks.settings.population` for what logs are drawn from, :mod:`benchmarks.settings.accuracy` for what is
+measured.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import agents
-from benchmarks.accuracy import ExactDensity, SlopeIS, accuracy
 from benchmarks.methods import Method
 from benchmarks.plan import Point, Sweep
-from benchmarks.population import Population
-from benchmarks.results import Result
+from benchmarks.rows import Result
+from benchmarks.settings.accuracy import ExactDensity, SlopeIS, accuracy
+from benchmarks.settings.population import Population
+from benchmarks.settings.vectors import VectorSetting, logging_policies
 from benchmarks.store import JSON, Store, digest
-from benchmarks.vectors import VectorSetting, logging_policies
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError
 from offprompts_env.rng import integer_seed
@@ -55,7 +56,7 @@ class EstimationSetting:
     Attributes:
         vectors: the world, the number of rounds of a log (`n`), of the population (`contexts`), and the effort of the
             logging policy's and the estimators' regressions.
-        distance: a in [0, 1] of the target policy, see :mod:`benchmarks.population`.
+        distance: a in [0, 1] of the target policy, see :mod:`benchmarks.settings.population`.
         beta: β of the target policy.
         logs: independent logs, R.
         resamples: of the bootstrap, which is taken of :class:`agents.IS` alone.

@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.aggregate import Aggregate, aggregates, improvement
-from benchmarks.drawing import series, title
-from benchmarks.markup import Cell, measured, number, table
+from benchmarks.figures.drawing import series, title
+from benchmarks.figures.sheets import reference
 from benchmarks.methods import TITLES
+from benchmarks.pages.markup import Cell, measured, number, table
 from benchmarks.published import Comparison
-from benchmarks.results import Row
-from benchmarks.sheets import reference
+from benchmarks.rows import Row
 from benchmarks.summaries import (
     Interval,
     Summary,

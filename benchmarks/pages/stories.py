@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.markup import data_uri, document, number
+from benchmarks.pages.markup import data_uri, document, number
 from offprompts_env.rng import stream
 from offprompts_env.sampling import sample_actions
 from offprompts_env.simulator import Simulator

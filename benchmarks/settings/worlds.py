@@ -15,7 +15,7 @@ import numpy as np
 
 import agents
 from benchmarks.methods import Logging, Method, Own, Skyline
-from benchmarks.results import Result
+from benchmarks.rows import Result
 from benchmarks.store import REWARDS, VALUES, Kept, Store
 from offprompts_env.collecting import collect
 from offprompts_env.errors import ConfigError

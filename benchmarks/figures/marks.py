@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drawing import Palette
-from benchmarks.results import Row
-from benchmarks.sheets import reference
+from benchmarks.figures.drawing import Palette
+from benchmarks.figures.sheets import reference
+from benchmarks.rows import Row
 from benchmarks.summaries import Interval
 from offprompts_env.types import Array
 

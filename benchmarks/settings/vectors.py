@@ -15,9 +15,9 @@ import numpy as np
 
 import agents
 from benchmarks.methods import QUICK, Effort, Method
-from benchmarks.results import Result
+from benchmarks.rows import Result
+from benchmarks.settings.worlds import BenchWorlds
 from benchmarks.store import JSON, LOGS, Kept, Store, digest, policies
-from benchmarks.worlds import BenchWorlds
 from offprompts_env.collecting import collect
 from offprompts_env.simulator import OutputModel, Simulator
 from offprompts_env.synthetic import SyntheticConfig

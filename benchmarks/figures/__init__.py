@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.aggregate_figures import improvements, interquartile_means, performance_profiles
-from benchmarks.drawing import Drawing, Sketch, palette, series, write
-from benchmarks.estimator_figures import accuracy
-from benchmarks.results import Row, read_rows
-from benchmarks.score_figures import LINES, against_sentences, at_points, boxes, curves, over_axis
-from benchmarks.sheets import Sheet, sheet
+from benchmarks.figures.aggregates import improvements, interquartile_means, performance_profiles
+from benchmarks.figures.drawing import Drawing, Sketch, palette, series, write
+from benchmarks.figures.estimators import accuracy
+from benchmarks.figures.scores import LINES, against_sentences, at_points, boxes, curves, over_axis
+from benchmarks.figures.sheets import Sheet, sheet
+from benchmarks.rows import Row, read_rows
 from benchmarks.summaries import comparable, grouped
 from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import DataError
@@ -31,7 +31,7 @@ def draw_all(
     """Draw every figure that `rows` give, the sweeps in their order.
 
     Args:
-        rows: from :func:`benchmarks.results.read_rows`.
+        rows: from :func:`benchmarks.rows.read_rows`.
         folder: where the files go, made if need be; a name is the same every time.
         dark: light text, for a dark page; the background is transparent either way.
         formats: endings that matplotlib knows: "svg", "png", "pdf".

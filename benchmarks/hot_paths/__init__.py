@@ -1,0 +1,1 @@
+"""What the speed table measures, and how."""

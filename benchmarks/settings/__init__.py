@@ -1,0 +1,1 @@
+"""Where learners and estimators are compared: worlds of vectors, logs of text, populations, hard cases."""
