@@ -53,12 +53,12 @@ class Greedy(agents.OfflineLearner[agents.EpsilonGreedyPolicy]):
 
 @dataclass(frozen=True)
 class Own:
-    """A user's learner, agent or policy.
+    """A user's learner, agent or policy, or on settings of estimators an estimator.
 
     Attributes:
         spec: ``module:function``; the function is called with the prompts (:class:`offprompts_env.PromptSet`) and a
-            seed, and returns an offline learner (``fit``), an agent that learns while it acts (``act``, ``learn``), or
-            a policy (``probabilities``).
+            seed, and returns an offline learner (``fit``), an agent that learns while it acts (``act``, ``learn``), a
+            policy (``probabilities``), or an estimator (``estimate``).
         source: digest of the module's source, so that a changed agent is another one.
     """
 
@@ -77,18 +77,19 @@ class Own:
         source = b"" if file is None else Path(file).read_bytes()
         return cls(spec, hashlib.sha256(source).hexdigest()[:16])
 
-    def make(self, prompts: PromptSet, seed: int) -> agents.Learner | Agent | Policy:
+    def make(self, prompts: PromptSet, seed: int) -> agents.Learner | Agent | Policy | agents.Estimator:
         """Call the function.
 
         Raises:
             ConfigError: it gave something else.
         """
         made = _factory(self.spec)(prompts, seed)
-        if isinstance(made, Agent | Policy) or callable(getattr(made, "fit", None)):
+        if isinstance(made, Agent | Policy | agents.Estimator) or callable(getattr(made, "fit", None)):
             return made  # type: ignore[no-any-return]
         raise ConfigError(
-            f"{self.spec}: expected a learner (fit), an agent (act and learn) or a policy (n_prompts, probabilities), "
-            f"got {type(made).__name__}; see agents.Learner, offprompts_env.Agent and offprompts_env.Policy"
+            f"{self.spec}: expected a learner (fit), an agent (act, learn), a policy (n_prompts, probabilities) or an "
+            f"estimator (estimate), got {type(made).__name__}; see agents.Learner, offprompts_env.Agent, "
+            "offprompts_env.Policy, agents.Estimator"
         )
 
 

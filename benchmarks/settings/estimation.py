@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import agents
-from benchmarks.methods import Method
+from benchmarks.methods import Method, Own
 from benchmarks.plan import Point, Sweep
 from benchmarks.rows import Result
 from benchmarks.settings.accuracy import ExactDensity, SlopeIS, accuracy
@@ -21,7 +21,7 @@ from benchmarks.store import JSON, Store, digest
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError
 from offprompts_env.rng import integer_seed
-from offprompts_env.types import Policy
+from offprompts_env.types import Policy, PromptSet
 
 # Reward models are fitted anew for every log: a short schedule, and two folds that all estimators share.
 _PROMPTS: Mapping[str, Any] = {
@@ -92,13 +92,10 @@ class EstimationSetting:
         Raises:
             ConfigError: not an estimator.
         """
-        if not isinstance(method, agents.Estimator):
-            raise ConfigError(
-                f"{method!r:.80}: expected an estimator with estimate(policy, log, ...), got a learner or policy; run "
-                "it through a sweep of learners, such as data_size"
-            )
+        if not isinstance(method, Own):
+            _check_estimator(method)
         known = tuple(ESTIMATORS.values())
-        family = known if method in known else (method,)
+        family: tuple[Method, ...] = known if method in known else (method,)
 
         def make(missing: list[int]) -> list[list[dict[str, Any]]]:
             chosen = [units[index] for index in missing]
@@ -112,9 +109,7 @@ class EstimationSetting:
         found = store.many("estimates", keys, make, JSON)
         return [Result.from_json(kept.value[family.index(method)]) for kept in found]
 
-    def _accuracy(
-        self, family: Sequence[agents.Estimator], world: int, seed: int, logging_policy: Policy
-    ) -> list[Result]:
+    def _accuracy(self, family: Sequence[Method], world: int, seed: int, logging_policy: Policy) -> list[Result]:
         population = Population.of(
             self.vectors.build(world),
             logging_policy,
@@ -123,14 +118,28 @@ class EstimationSetting:
             beta=self.beta,
         )
         effort = self.vectors.effort
+        prompts = population.simulator.prompts
         return accuracy(
-            [effort.of(estimator) for estimator in family],
+            [effort.of(_made(estimator, prompts, seed)) for estimator in family],
             population,
             n=self.vectors.n,
             logs=self.logs,
             seed=integer_seed(world, "estimators", seed),
             resamples=self.resamples,
         )
+
+
+def _made(method: Method, prompts: PromptSet, seed: int) -> agents.Estimator:
+    return _check_estimator(method.make(prompts, seed) if isinstance(method, Own) else method)
+
+
+def _check_estimator(method: object) -> agents.Estimator:
+    if not isinstance(method, agents.Estimator):
+        raise ConfigError(
+            f"{method!r:.80}: expected an estimator with estimate(policy, log, ...), got a learner or policy; run it "
+            "through a sweep of learners, such as data_size"
+        )
+    return method
 
 
 def sweeps() -> list[Sweep]:

@@ -146,7 +146,7 @@ class BenchWorlds(ABC):
     def perform(self, method: Method) -> list[Result]:
         """Return what `method` reaches in each world; raises ConfigError for an estimator, which reaches nothing."""
         if isinstance(method, agents.Estimator):
-            raise ConfigError(f"{method!r:.80}: expected a learner, got an estimator; run it through estimators_n")
+            raise _no_learner(method)
         if isinstance(method, Own):
             return [self._own(method, index) for index in range(len(self.units))]
         if isinstance(method, Logging):
@@ -197,26 +197,31 @@ class BenchWorlds(ABC):
         return Result(value.value, value.standard_error, self.references[index], shared_seconds=shared, **(rest | more))
 
     def _own(self, method: Own, index: int) -> Result:
-        world, seed = self.units[index]
-        made = method.make(self.simulators[index].prompts, seed)
+        made = method.make(self.simulators[index].prompts, self.seeds[index])
         started = time.process_time()
         policy = self._made(made, index)
         seconds = time.process_time() - started
         if isinstance(policy, Policy):
             return self._judged(index, policy, seconds=seconds)
-        actions, _ = policy.act(self.evaluation(index), stream(world, "benchmarks", "own agent"))
+        actions, _ = policy.act(self.evaluation(index), stream(self.units[index][0], "benchmarks", "own agent"))
         return self._told(index, None, self.of_actions(index, actions), seconds=seconds)
 
     def _made(self, made: Any, index: int) -> Any:
         """Let what a user's function made learn: a learner from the log, an agent from as many rounds of its own."""
+        if isinstance(made, agents.Estimator):
+            raise _no_learner(made)
         if callable(getattr(made, "fit", None)):
             return made.fit(
                 self.logs[index],
                 generator=self.generators[index],
                 logging_policy=self.logging[index],
-                seed=self.units[index][1],
+                seed=self.seeds[index],
             )
         if isinstance(made, Agent):
             seed = self.units[index][0]
             collect(self.simulators[index], made, self.rounds, seed=seed, batch_size=BATCH, progress=False)
         return made
+
+
+def _no_learner(estimator: agents.Estimator) -> ConfigError:
+    return ConfigError(f"{estimator!r:.80}: expected a learner, got an estimator; run it through estimators_n")

@@ -1,0 +1,19 @@
+"""What a user may have: in a file, since sweeps name such functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import agents
+
+
+def learner(prompts: Any, seed: int) -> Any:
+    return agents.ImportanceSamplingPG(steps=3)
+
+
+def estimator(prompts: Any, seed: int) -> Any:
+    return agents.IS()
+
+
+def nothing(prompts: Any, seed: int) -> Any:
+    return object()
