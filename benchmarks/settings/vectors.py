@@ -46,9 +46,13 @@ class VectorSetting:
     contexts: int = 10_000
     curve_contexts: int = 1_000
 
+    def __post_init__(self) -> None:
+        # Equal settings have equal keys, which 1 and 1.0 would not give.
+        object.__setattr__(self, "noise", float(self.noise))
+
     def build(self, seed: int) -> Simulator:
         """Return the world with this seed."""
-        settings = {"n_prompts": self.prompts, "reward_std": float(self.noise), **dict(self.extra), "seed": seed}
+        settings = {"n_prompts": self.prompts, "reward_std": self.noise, **dict(self.extra), "seed": seed}
         return SyntheticConfig.preset("paper_code", **settings).build()
 
     @property
