@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,6 +48,8 @@ class Result:
         sentences: that a generator with a price was asked for.
         measures: further numbers by name.
         details: what else the report shows, JSON-able.
+        wall_seconds: from the start of a task to its end, with everything that was not there yet, the runs of the task
+            sharing equally; NaN where it was not noted.
     """
 
     value: float
@@ -59,6 +62,7 @@ class Result:
     sentences: int = 0
     measures: Mapping[str, float] = field(default_factory=dict)
     details: Any = None
+    wall_seconds: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -113,6 +117,8 @@ class Row:
 
 _PLAIN = [f.name for f in fields(Row) if f.name not in {"result", "versions"}]
 _NUMBERS = ("value", "standard_error", "seconds", "shared_seconds", "sentences")
+_LATER = ("wall_seconds",)
+"""Columns that came later: a file may be without."""
 _AS_JSON = ("references", "measures", "details")
 _TYPES: Mapping[str, pa.DataType] = {
     "str": pa.string(), "int": pa.int64(), "float": pa.float64(),
@@ -120,7 +126,7 @@ _TYPES: Mapping[str, pa.DataType] = {
 SCHEMA = pa.schema(
     [("format_version", pa.int32())]
     + [(f.name, _TYPES[str(f.type)]) for f in fields(Row) if f.name in _PLAIN]
-    + [(f.name, _TYPES[str(f.type)]) for f in fields(Result) if f.name in _NUMBERS]
+    + [(f.name, _TYPES[str(f.type)]) for f in fields(Result) if f.name in (*_NUMBERS, *_LATER)]
     + [("curve_steps", pa.list_(pa.int64())), ("curve", pa.list_(pa.float64()))]
     + [(name, pa.string()) for name in (*_AS_JSON, "versions")]
 )
@@ -132,7 +138,7 @@ def _to_columns(row: Row) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         **{name: getattr(row, name) for name in _PLAIN},
-        **{name: getattr(result, name) for name in _NUMBERS},
+        **{name: getattr(result, name) for name in (*_NUMBERS, *_LATER)},
         "curve_steps": list(result.curve_steps),
         "curve": list(result.curve),
         **{name: json.dumps(getattr(result, name)) for name in _AS_JSON},
@@ -143,6 +149,7 @@ def _to_columns(row: Row) -> dict[str, Any]:
 def _from_columns(held: Mapping[str, Any]) -> Row:
     result = Result(
         **{name: held[name] for name in _NUMBERS},
+        **{name: held[name] for name in _LATER if name in held},
         curve_steps=tuple(held["curve_steps"]),
         curve=tuple(held["curve"]),
         **{name: json.loads(held[name]) for name in _AS_JSON},

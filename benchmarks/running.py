@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
@@ -102,7 +102,8 @@ def perform(task: Task) -> Done:
         nonlocal computed
         computed = len(missing)
         found = task.setting.perform(task.method, [task.units[index] for index in missing], store)
-        return [Made(result, _versions(), _commit(), _device()) for result in found]
+        wall = (time.monotonic() - started) / len(missing)
+        return [Made(replace(result, wall_seconds=wall), _versions(), _commit(), _device()) for result in found]
 
     kept = store.many("results", task.keys, make, _MADE)
     whole = computed == len(task.keys)

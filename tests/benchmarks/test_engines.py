@@ -56,7 +56,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, ob
 
 
 def bits(made: Made) -> object:
-    return replace(made.result, seconds=0.0, shared_seconds=0.0)
+    return replace(made.result, seconds=0.0, shared_seconds=0.0, wall_seconds=0.0)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -1,6 +1,7 @@
 """Folders of results: what is read, what is left alone, what is set aside."""
 
 import json
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from benchmarks.rows import Result, Results, ResultsWarning, Row, read_rows, rows_bytes
 from offprompts_env.errors import StorageError
 
-RESULT = Result(1.5, 0.1, {"uniform": 0.5}, (1, 2), (0.1, 0.2), 3.0, 4.0, 5, {"mse": 0.25}, {"story": ["a", None]})
+RESULT = Result(1.5, 0.1, {"uniform": 0.5}, (1, 2), (0.1, 0.2), 3.0, 4.0, 5, {"mse": 0.25}, {"story": ["a", None]}, 6.0)
 ROW = Row(
     id="s/n=1/world=0/learner=a", sweep="s", point="n=1", x=1.0, world=0, seed=0, learner="a", score=0.5, key="key",
     config="config", result=RESULT, versions={"torch": "2"}, commit="c", device="cpu",
@@ -39,6 +40,14 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     written(tmp_path, ROW)
     assert read_rows(tmp_path) == [ROW]
     assert read_rows(tmp_path / "nowhere") == []
+
+
+def test_a_file_from_before_a_column_came_is_read(tmp_path: Path) -> None:
+    file = written(tmp_path, ROW)
+    pq.write_table(pq.read_table(file).drop_columns(["wall_seconds"]), file)
+    (row,) = read_rows(tmp_path)
+    assert math.isnan(row.result.wall_seconds)
+    assert replace(row, result=replace(row.result, wall_seconds=6.0)) == ROW
 
 
 def test_a_run_counts_once_and_the_newest_is_it(tmp_path: Path) -> None:

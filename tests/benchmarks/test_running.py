@@ -54,6 +54,7 @@ def test_a_sweep_gives_a_row_a_run_with_its_provenance(tmp_path: Path, marks: Pa
     assert row.versions["offprompts-env"]
     assert "TinySetting" in row.config
     assert row.finished > "2026"
+    assert row.result.wall_seconds >= 0
 
 
 def test_what_is_known_is_not_run_again_unless_asked(tmp_path: Path, marks: Path) -> None:
