@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: help demo test lint slow speed wheel clean
+.PHONY: help demo test lint slow speed bench wheel clean
 
 help:
 	@echo "make demo   record, learn offline, compare: on the embedded MovieLens bundle (ARGS=--synthetic: on vectors)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make slow   the statistical checks against the published numbers"
 	@echo "make speed  the speed table, each figure with its limit"
+	@echo "make bench  python -m benchmarks with ARGS: ARGS='run data_size --quick', ARGS=report, ..."
 	@echo "make wheel  build the wheel into dist/"
 
 # Torch goes first and with the pin, so that pip never looks for another build of it.
@@ -37,6 +38,9 @@ slow: $(STAMP)
 
 speed: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(or $(ARGS),list)
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -170,7 +170,11 @@ def read_rows(root: Path) -> list[Row]:
     Files that cannot be read and rows of other format versions are left where they are and out of the results; a
     :class:`ResultsWarning` says so.
     """
-    found = [_read_file(file) for file in _files(root)]
+    files = _files(root)
+    found = [_read_file(file) for file in files]
+    while any(content.gone for content in found) and files != (files := _files(root)):
+        # A writer merged them meanwhile: their rows are in a file that was not there before.
+        found = [_read_file(file) for file in files]
     for content in found:
         if content.problem:
             _warn(content.problem)
@@ -192,19 +196,26 @@ def _files(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file of rows holds; `problem` says why it is not all used, `damaged` that nobody can use it."""
+    """What a file of rows holds.
+
+    Attributes:
+        rows: that can be used.
+        problem: why these are not all.
+        damaged: nobody can use it.
+        gone: it was there when the folder was listed.
+    """
 
     rows: tuple[Row, ...] = ()
     problem: str = ""
     damaged: bool = False
+    gone: bool = False
 
 
 def _read_file(file: Path) -> _Content:
     try:
         held = pq.read_table(file).to_pylist()
     except FileNotFoundError:
-        # Merged by its writer between the listing and the reading.
-        return _Content()
+        return _Content(gone=True)
     except (pa.ArrowException, OSError) as error:
         # An error of the system has a number; one about what is in the file has none, whatever its class.
         damaged = not isinstance(error, OSError) or error.errno is None

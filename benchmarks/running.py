@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import agents
-from benchmarks.engines import Engine, Failure, processes
+from benchmarks.engines import Engine, Failure, guarded, processes
 from benchmarks.methods import Method
 from benchmarks.plan import Run, Setting
 from benchmarks.progress import Progress
@@ -228,14 +228,16 @@ def _run_tasks(
             task, own = tasks[index]
             pairs = [(run, place) for place, first in enumerate(own) for run in by_key[first.key]]
             trace = results.root / "failures" / f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '_', task.label)}.txt"
-            if isinstance(found, Failure):
-                if found.kind == StoreError.__name__:
-                    raise StoreError(found.message.removeprefix(f"{found.kind}: "))
-                _note(trace, task, found)
-                outcome.failures.append((task.label, found, trace))
+            # A setting that cannot score a result fails this task alone.
+            rows = found if isinstance(found, Failure) else guarded(functools.partial(_rows, pairs), found)
+            if isinstance(rows, Failure):
+                if rows.kind == StoreError.__name__:
+                    raise StoreError(rows.message.removeprefix(f"{rows.kind}: "))
+                _note(trace, task, rows)
+                outcome.failures.append((task.label, rows, trace))
             else:
-                results.append([_row(run, found.made[place]) for run, place in pairs])
-                outcome.new += len(pairs)
+                results.append(rows)
+                outcome.new += len(rows)
                 trace.unlink(missing_ok=True)
             seconds = None if isinstance(found, Failure) else found.seconds
             progress.ended(task.label, own[0].learner, len(own), seconds)
@@ -247,6 +249,10 @@ def _note(file: Path, task: Task, failed: Failure) -> None:
         file.write_text(f"{task.label}\n{task!r}\n\n{failed.message}\n\n{failed.trace}", encoding="utf-8")
     except OSError as error:
         warnings.warn(f"{file}: cannot be written: {error}; {failed.message}\n{failed.trace}", stacklevel=2)
+
+
+def _rows(pairs: Sequence[tuple[Run, int]], done: Done) -> list[Row]:
+    return [_row(run, done.made[place]) for run, place in pairs]
 
 
 def _row(run: Run, made: Made) -> Row:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import rows
 from benchmarks.rows import Result, Results, ResultsWarning, Row, read_rows, rows_bytes
 from offprompts_env.errors import StorageError
 
@@ -60,6 +61,29 @@ def test_a_run_counts_once_and_the_newest_is_it(tmp_path: Path) -> None:
         results.merge()
     assert read_rows(tmp_path) == [newer]
     assert len(list((tmp_path / "rows").glob("*.parquet"))) == 1
+
+
+def test_a_merge_while_reading_hides_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(ROW, id="other")
+    written(tmp_path, ROW)
+    written(tmp_path, other)
+    listed = rows._files
+
+    def stale(root: Path) -> list[Path]:
+        found = listed(root)
+        monkeypatch.setattr(rows, "_files", listed)
+        with Results(root) as results:
+            results.merge()
+        return found
+
+    monkeypatch.setattr(rows, "_files", stale)
+    assert {row.id for row in read_rows(tmp_path)} == {ROW.id, "other"}
+
+
+def test_a_link_to_nowhere_is_no_row(tmp_path: Path) -> None:
+    written(tmp_path, ROW)
+    (tmp_path / "rows" / "000009.parquet").symlink_to(tmp_path / "nowhere")
+    assert read_rows(tmp_path) == [ROW]
 
 
 @pytest.mark.parametrize("version", [0, 2])

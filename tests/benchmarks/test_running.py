@@ -12,7 +12,7 @@ from benchmarks.engines import Failure, guarded
 from benchmarks.methods import Logging
 from benchmarks.plan import Point, Sweep
 from benchmarks.progress import Progress
-from benchmarks.rows import Results, read_rows
+from benchmarks.rows import Result, Results, read_rows
 from benchmarks.running import Outcome, plan, run_all, tasks_of
 from benchmarks.store import StoreError
 from offprompts_env.errors import StorageError
@@ -104,6 +104,28 @@ def test_a_failure_leaves_the_others_and_a_file_that_says_more(tmp_path: Path, m
     go(tmp_path / "out", TinySetting(str(marks)))
     assert not file.exists()
     assert values(tmp_path / "out") == ALL
+
+
+@dataclass(frozen=True)
+class Unscored(TinySetting):
+    """Cannot score the result of its world with the fault."""
+
+    fault: str = "score"
+
+    def perform(self, *given: Any) -> list[Result]:
+        return TinySetting(self.marks).perform(*given)
+
+    def score(self, result: Result) -> float:
+        return result.value / (result.value - self.world)
+
+
+def test_a_result_that_cannot_be_scored_fails_its_task_alone(tmp_path: Path, marks: Path) -> None:
+    outcome = go(tmp_path / "out", Unscored(str(marks)))
+    [(label, failure, file)] = outcome.failures
+    assert (outcome.new, label, failure.kind) == (2, "tiny/n=1/one, worlds 1 to 1", "ZeroDivisionError")
+    assert "in score" in file.read_text()
+    # What was learned is in the store: the same command scores it again.
+    assert (go(tmp_path / "out", Unscored(str(marks))).new, len(computed(marks))) == (0, 3)
 
 
 def test_a_store_that_cannot_be_written_stops_the_sweep(tmp_path: Path, marks: Path) -> None:
