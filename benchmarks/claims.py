@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.methods import Effort
+from benchmarks.methods import TITLES, Effort
 from benchmarks.rows import Row
 from benchmarks.summaries import grouped, over_worlds, standard_error
 
@@ -89,7 +89,7 @@ class _Cells:
 
     def listed(self, point: str, learners: Sequence[str]) -> str:
         ranked = sorted(learners, key=lambda learner: -self.mean(point, learner)[0])
-        return ", ".join(f"{learner} {_shown(self.mean(point, learner))}" for learner in ranked)
+        return ", ".join(f"{TITLES[learner]} {_shown(self.mean(point, learner))}" for learner in ranked)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
@@ -119,7 +119,7 @@ def _falls_less(easy: str, hard: str) -> _Check:
 
         less = [_mean([a - b for a, b in zip(fall(name), fall("dso"), strict=True)]) for name in BASELINES]
         return all(map(_surely_positive, less)), "; ".join(
-            f"{name} falls by {_shown(value)}" for name, value in falls.items()
+            f"{TITLES[name]} falls by {_shown(value)}" for name, value in falls.items()
         )
 
     return check
@@ -142,7 +142,7 @@ def _highest(point: str, first: str) -> _Check:
         next_one = max(others, key=lambda name: cells.mean(point, name)[0])
         lead = cells.lead((point, first), (point, next_one))
         holds = cells.mean(point, first)[0] > cells.mean(point, next_one)[0]
-        return holds, f"{cells.listed(point, names)}; {first} − {next_one} {_shown(lead)}"
+        return holds, f"{cells.listed(point, names)}; {TITLES[first]} − {TITLES[next_one]} {_shown(lead)}"
 
     return check
 
@@ -152,7 +152,9 @@ def _not_behind(point: str, leaders: Sequence[str]) -> _Check:
         names = (*BASELINES, "dso")
         others = [name for name in names if name not in leaders]
         leads = {(b, a): cells.lead((point, b), (point, a)) for b in others for a in leaders}
-        ahead = [f"{b} − {a} {_shown(lead)}" for (b, a), lead in leads.items() if _surely_positive(lead)]
+        ahead = [
+            f"{TITLES[b]} − {TITLES[a]} {_shown(lead)}" for (b, a), lead in leads.items() if _surely_positive(lead)
+        ]
         return not ahead, "; ".join([cells.listed(point, names), *ahead])
 
     return check
@@ -162,7 +164,8 @@ def _leads(points: Sequence[str], first: str, others: Sequence[str]) -> _Check:
     def check(cells: _Cells) -> tuple[bool, str]:
         leads = {(p, b): cells.lead((p, first), (p, b)) for p in points for b in others}
         (point, other), least = min(leads.items(), key=lambda item: item[1][0])
-        return all(map(_surely_positive, leads.values())), f"smallest lead {_shown(least)}, over {other} at {point}"
+        said = f"smallest lead {_shown(least)}, over {TITLES[other]} at {point}"
+        return all(map(_surely_positive, leads.values())), said
 
     return check
 

@@ -93,12 +93,12 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"{self.learner:<11} {self.n:>6} {self.worlds:>7}  {self.mean:6.3f} ± {self.standard_error:.3f}   "
+            f"{TITLES[self.learner]:<20} {self.n:>6} {self.worlds:>7}  {self.mean:6.3f} ± {self.standard_error:.3f}   "
             f"{self.published_mean:6.3f} ± {self.published_standard_error:.3f}   {self.deviation:+6.1f}"
         )
 
 
-HEADER = f"{'learner':<11} {'n':>6} {'worlds':>7}  {'here':>14}   {'published':>14}   {'dev/se':>6}"
+HEADER = f"{'learner':<20} {'n':>6} {'worlds':>7}  {'here':>14}   {'published':>14}   {'dev/se':>6}"
 
 # Why a cell may be off although the method is the published one: what was measured, not what is hoped.
 _REGRESSION = (
@@ -163,7 +163,7 @@ def verdict(cells: Sequence[Comparison]) -> list[str]:
         "they are not independent."
     ]
     said += [
-        f"{cell.learner}, n = {cell.n} ({_signed(cell.deviation)}): "
+        f"{TITLES[cell.learner]}, n = {cell.n} ({_signed(cell.deviation)}): "
         f"{REASONS.get((cell.learner, cell.n), 'not explained')}."
         for cell in off
     ]

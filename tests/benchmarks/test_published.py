@@ -105,8 +105,8 @@ def test_the_verdict_names_the_cells_that_are_off_and_what_is_known():
     first, *others = verdict(compare([*around("is", 500, 1), *around("dr", 500, -2.5), *around("greedy", 2000, 2.2)]))
     assert first.startswith("2 of 3 cells are more than 2 combined standard errors off; 0.1 would be by chance.")
     assert "2 lie above the published mean, 1 below" in first
-    assert others[0] == "dr, n = 500 (−2.5): not explained."
-    assert others[1].startswith("greedy, n = 2000 (+2.2): what rests on the prompt-reward regression")
+    assert others[0] == "DR PG, n = 500 (−2.5): not explained."
+    assert others[1].startswith("greedy on regression, n = 2000 (+2.2): what rests on the prompt-reward regression")
     assert verdict([]) == ["no cell has two worlds yet: run the sweep data_size"]
 
 
@@ -141,7 +141,7 @@ def test_the_table_holds_all_cells_and_bold_ones_are_off():
         "| IS PG | .149 ± .007 (+1.0) | **.245 ± .008 (+2.5)** |",
     ]
     assert lines[5].startswith("1 of 3 cells")
-    assert lines[7].startswith("- is, n = 8000 (+2.5)")
+    assert lines[7].startswith("- IS PG, n = 8000 (+2.5)")
     assert len(text(cells).splitlines()) == 1 + 3 + 1 + 2
 
 
@@ -157,7 +157,7 @@ def test_the_command_prints_table_verdict_and_statements(tmp_path, capsys):
         results.append([*around("is", 500, 1), *around("logging", 500, 3)])
     parser = argparse.ArgumentParser()
     published.add_command(parser.add_subparsers())
-    for flags, table in (([], "logging        500"), (["--markdown"], "| logging policy |")):
+    for flags, table in (([], "logging policy          500"), (["--markdown"], "| logging policy |")):
         chosen = parser.parse_args(["published", "--out", str(tmp_path), *flags])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
