@@ -58,7 +58,7 @@ class Profile:
     Attributes:
         learner: name.
         thresholds: scores.
-        share: of runs above each, with its pointwise 95% band.
+        share: of scores above each, one a world and point, with its pointwise 95% band.
     """
 
     learner: str

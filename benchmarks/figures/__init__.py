@@ -22,16 +22,29 @@ from benchmarks.summaries import comparable, grouped
 from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import DataError
 
-__all__ = ["Drawing", "add_command", "draw_all"]
+__all__ = ["Drawing", "add_command", "draw_all", "sheets_of"]
+
+
+def sheets_of(rows: Iterable[Row]) -> list[tuple[Sheet, list[Sketch]]]:
+    """Return the sweeps of `rows`, from :func:`benchmarks.rows.read_rows`, in their order, with what is to be drawn."""
+    by_sweep = grouped(_scored(comparable(rows)), lambda row: row.sweep)
+    known = list(SWEEPS)
+    names = sorted(by_sweep, key=lambda name: (known.index(name) if name in known else len(known), name))
+    shown = [sheet(by_sweep[name]) for name in names]
+    return [(one, sketches(one)) for one in shown]
 
 
 def draw_all(
-    rows: Sequence[Row], folder: Path, *, dark: bool = False, formats: Sequence[str] = ("svg",)
+    sheets: Iterable[tuple[Sheet, Sequence[Sketch]]],
+    folder: Path,
+    *,
+    dark: bool = False,
+    formats: Sequence[str] = ("svg",),
 ) -> list[Drawing]:
-    """Draw every figure that `rows` give, the sweeps in their order.
+    """Draw what there is to be drawn.
 
     Args:
-        rows: from :func:`benchmarks.rows.read_rows`.
+        sheets: from :func:`sheets_of`; for light and dark figures alike.
         folder: where the files go, made if need be; a name is the same every time.
         dark: light text, for a dark page; the background is transparent either way.
         formats: endings that matplotlib knows: "svg", "png", "pdf".
@@ -42,16 +55,13 @@ def draw_all(
         StorageError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by_sweep = grouped(_scored(comparable(rows)), lambda row: row.sweep)
-    known = list(SWEEPS)
     drawings = []
-    for name in sorted(by_sweep, key=lambda name: (known.index(name) if name in known else len(known), name)):
-        shown = sheet(by_sweep[name])
+    for shown, sketched in sheets:
         colours = palette([*shown.learners, *map(series, shown.learners), *LINES, "best single", "oracle"], dark=dark)
-        for sketch in sketches(shown):
-            stem = f"{name}_{sketch.kind}"
+        for sketch in sketched:
+            stem = f"{shown.sweep}_{sketch.kind}"
             path = write(sketch, colours, folder, stem + ("-dark" if dark else ""), formats)
-            drawings.append(Drawing(name, stem, sketch.title, sketch.caption, path))
+            drawings.append(Drawing(shown.sweep, stem, sketch.title, sketch.caption, path))
     return drawings
 
 
@@ -89,7 +99,7 @@ def _do(chosen: argparse.Namespace) -> int:
     if not rows:
         raise DataError(f"{chosen.out}: expected rows of a sweep, got none; run one first: python -m benchmarks run")
     folder = chosen.to or chosen.out / "figures"
-    for drawing in draw_all(rows, folder, dark=chosen.dark, formats=chosen.format):
+    for drawing in draw_all(sheets_of(rows), folder, dark=chosen.dark, formats=chosen.format):
         print(f"{drawing.path}: {drawing.title}")
     return 0
 

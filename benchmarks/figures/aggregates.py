@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.aggregate import Aggregate, Improvement, aggregates, improvement, profiles
 from benchmarks.figures.drawing import Palette, Sketch, title
 from benchmarks.figures.marks import height, legend, panels, point_with_bar
-from benchmarks.figures.sheets import Sheet, settings_in_words, worlds_in_words
+from benchmarks.figures.sheets import Sheet, scores_in_words, settings_in_words, worlds_in_words
 
 HERO = "dso"
 """The learner that others are compared with, where it is among them; else the best."""
@@ -37,21 +37,21 @@ def interquartile_means(sheet: Sheet) -> Sketch:
         "iqm",
         sheet.heading("interquartile means"),
         f"Mean of the middle half of the scores {_where(points)}, over {worlds_in_words(sheet.rows)}; bars are "
-        f"{_DRAWN}.{settings_in_words(sheet.rows)}",
+        f"{_DRAWN}.{scores_in_words(sheet.rows)}{settings_in_words(sheet.rows)}",
         0.8 + 0.28 * len(found),
         draw,
     )
 
 
 def performance_profiles(sheet: Sheet) -> Sketch:
-    """The share of runs above each score, a line for each learner."""
+    """The share of scores above each threshold, a line for each learner."""
     scores = np.array([row.score for row in sheet.rows if np.isfinite(row.score)])
     points = len({row.point for row in sheet.rows})
     margin = 0.02 * max(float(np.ptp(scores)), 1e-6)
     found = {one.learner: one for one in profiles(sheet.rows, np.linspace(scores.min() - margin, scores.max(), 80))}
 
     def draw(figure: Any, colours: Palette) -> None:
-        (axis,) = panels(figure, 1, x=f"{sheet.unit} τ", y="share of runs above τ")
+        (axis,) = panels(figure, 1, x=f"{sheet.unit} τ", y="share of scores above τ")
         for learner in colours.ordered(found):
             one, style = found[learner], colours.styles[learner]
             axis.plot(one.thresholds, one.share, color=style.colour, linestyle=style.line, label=style.title)
@@ -61,8 +61,10 @@ def performance_profiles(sheet: Sheet) -> Sketch:
     return Sketch(
         "profile",
         sheet.heading("performance profiles"),
-        f"Share of the runs {_where(points)} that score above τ, over {worlds_in_words(sheet.rows)}; further up and to "
-        f"the right is better. Bands are pointwise {_DRAWN}.{settings_in_words(sheet.rows)}",
+        f"Share of the scores {_where(points)} that are above τ, over {worlds_in_words(sheet.rows)}; further up and to "
+        f"the right is better. Bands are pointwise {_DRAWN}."
+        + scores_in_words(sheet.rows)
+        + settings_in_words(sheet.rows),
         height(1, [title(name) for name in found]),
         draw,
     )
@@ -88,8 +90,9 @@ def improvements(sheet: Sheet) -> Sketch | None:
     return Sketch(
         "improvement",
         sheet.heading(f"probability that {title(hero)} is better"),
-        f"Probability that a run of {title(hero)} scores higher than a run of each other learner at the same point "
+        f"Probability that a score of {title(hero)} is higher than one of each other learner at the same point "
         f"(Mann-Whitney, ties half), mean over points, over {worlds_in_words(sheet.rows)}; bars are {_DRAWN}."
+        + scores_in_words(sheet.rows)
         + settings_in_words(sheet.rows),
         0.8 + 0.28 * len(found),
         draw,

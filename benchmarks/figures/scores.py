@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.figures.drawing import Palette, Sketch, series, title
 from benchmarks.figures.marks import (
     height,
+    interval,
     legend,
     line,
     panels,
@@ -25,11 +26,13 @@ from benchmarks.figures.marks import (
 )
 from benchmarks.figures.sheets import Sheet, in_words, reference, settings_in_words, worlds_in_words
 from benchmarks.rows import Row
-from benchmarks.summaries import Interval, grouped, mean_interval, over_worlds, summaries
+from benchmarks.summaries import Interval, grouped, over_worlds, summaries
 from offprompts_env.rng import stream
 
 LINES = ("logging", "online")
 """References that are lines in every figure of scores, whether or not they are among the learners."""
+
+_FEW = ", of three worlds or more"
 
 
 def over_axis(sheet: Sheet) -> Sketch | None:
@@ -46,7 +49,7 @@ def over_axis(sheet: Sheet) -> Sketch | None:
             found = summaries(rows)
             for learner in colours.ordered(one.learner for one in found):
                 own = [one for one in found if one.learner == learner and np.isfinite(one.x)]
-                line(axis, [one.x for one in own], [one.mean for one in own], colours, learner, bars=many)
+                line(axis, [one.x for one in own], [interval(one.scores) for one in own], colours, learner, bars=many)
             reference_lines(axis, rows, drawn, colours)
             scale(axis, places(rows))
             axis.set_title(name)
@@ -57,7 +60,7 @@ def over_axis(sheet: Sheet) -> Sketch | None:
     return Sketch(
         "scores",
         sheet.heading(sheet.unit),
-        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)}; {spread} are 95% intervals of the mean."
+        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)}; {spread} are 95% intervals of the mean{_FEW}."
         + settings_in_words(sheet.rows),
         height(len(sheet.panels), [title(name) for name in (*sheet.learners, *drawn)]),
         draw,
@@ -73,7 +76,7 @@ def at_points(sheet: Sheet) -> Sketch:
         names = colours.ordered(one.learner for one in found)[::-1]
         for axis, point in zip(panels(figure, len(points), x=sheet.unit), points, strict=True):
             for one in (one for one in found if one.point == point):
-                point_with_bar(axis, names.index(one.learner), one.mean, colours, one.learner)
+                point_with_bar(axis, names.index(one.learner), interval(one.scores), colours, one.learner)
             axis.set_yticks(range(len(names)), [colours.styles[name].title for name in names])
             axis.set_ylim(-0.6, len(names) - 0.4)
             axis.set_xlim(view(worth(sheet.rows, ())))
@@ -82,7 +85,7 @@ def at_points(sheet: Sheet) -> Sketch:
     return Sketch(
         "scores",
         sheet.heading(sheet.unit),
-        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)}; bars are 95% intervals of the mean."
+        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)}; bars are 95% intervals of the mean{_FEW}."
         + settings_in_words(sheet.rows),
         0.9 + ceil(len(points) / 2) * (0.5 + 0.23 * len(sheet.learners)),
         draw,
@@ -119,7 +122,7 @@ def curves(sheet: Sheet) -> Sketch | None:
         "curves",
         sheet.heading("learning curves"),
         f"Mean {sheet.unit} of the policy while it is trained, over {worlds_in_words(rows)}; bands are 95% intervals "
-        f"of the mean. Curves are valued on fewer rounds than final scores.{which}{settings_in_words(rows)}",
+        f"of the mean{_FEW}. Curves are valued on fewer rounds than final scores.{which}{settings_in_words(rows)}",
         height(len(points), [title(name) for name in learners]),
         draw,
     )
@@ -130,7 +133,7 @@ def _curve(rows: Sequence[Row]) -> tuple[list[int], list[Interval]]:
     means = []
     for step in steps:
         at = over_worlds(rows, partial(_at_step, step))
-        means.append(mean_interval(list(at.values())) if at else Interval(np.nan, np.nan, np.nan))
+        means.append(interval(list(at.values())) if at else Interval(np.nan, np.nan, np.nan))
     return steps, means
 
 
@@ -186,12 +189,12 @@ def against_sentences(sheet: Sheet) -> Sketch | None:
     bases = {series(learner) for learner in sheet.learners}
 
     def draw(figure: Any, colours: Palette) -> None:
-        (axis,) = panels(figure, 1, x="sentences generated for a run", y=sheet.unit)
+        (axis,) = panels(figure, 1, x="sentences asked for by a run", y=sheet.unit)
         scored = [row for row in sheet.rows if np.isfinite(row.score)]
         lines = grouped(scored, lambda row: series(row.learner))
         for base in colours.ordered(lines):
             cells = grouped(lines[base], lambda row: (row.point, row.learner)).values()
-            asked = sorted(((_sentences(own), mean_interval(list(over_worlds(own).values()))) for own in cells),
+            asked = sorted(((_sentences(own), interval(list(over_worlds(own).values()))) for own in cells),
                            key=lambda pair: pair[0])  # fmt: skip
             line(axis, [x for x, _ in asked], [mean for _, mean in asked], colours, base, bars=True)
         reference_lines(axis, sheet.rows, [name for name in names if name not in bases], colours)
@@ -206,9 +209,9 @@ def against_sentences(sheet: Sheet) -> Sketch | None:
     return Sketch(
         "sentences",
         sheet.heading(f"{sheet.unit} against sentences"),
-        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)} against the number of sentences that the language model "
-        "wrote for one run, beyond those of the log (logarithmic above 1,000); bars are 95% intervals of the mean."
-        + settings_in_words(sheet.rows),
+        f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)} against the number of sentences that one run asked the "
+        "language model for, beyond those of the log (logarithmic above 1,000); bars are 95% intervals of the "
+        f"mean{_FEW}." + settings_in_words(sheet.rows),
         height(1, [title(name) for name in {*bases, *names}]),
         draw,
     )

@@ -134,6 +134,12 @@ def worlds_in_words(rows: Iterable[Row]) -> str:
     return text if seeds == {1} else f"{text} of {_range(seeds)} learning seeds each"
 
 
+def scores_in_words(rows: Iterable[Row]) -> str:
+    """Return what counts as one score in aggregates, as a sentence; nothing where it is a run."""
+    seeds = {len(own) for own in grouped(rows, lambda row: (row.point, row.learner, row.world)).values()}
+    return "" if seeds == {1} else " A score is the mean over the learning seeds of one of them."
+
+
 def _range(numbers: set[int]) -> str:
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"

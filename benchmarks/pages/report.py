@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import Claim, claims
-from benchmarks.figures import draw_all
+from benchmarks.figures import draw_all, sheets_of
 from benchmarks.figures.drawing import Drawing, title
 from benchmarks.figures.estimators import PANELS
 from benchmarks.pages.markup import anchor, details, document, number, picture, table
@@ -110,8 +110,9 @@ def _world_name(name: str) -> str:
 
 
 def _draw(rows: Sequence[Row], folder: Path) -> list[_Figure]:
-    light = draw_all(rows, folder / "light")
-    dark = {drawing.name: drawing for drawing in draw_all(rows, folder / "dark", dark=True)}
+    sheets = sheets_of(rows)
+    light = draw_all(sheets, folder / "light")
+    dark = {drawing.name: drawing for drawing in draw_all(sheets, folder / "dark", dark=True)}
     return [_Figure(drawing, dark.get(drawing.name)) for drawing in light]
 
 

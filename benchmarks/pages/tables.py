@@ -226,7 +226,7 @@ def over_the_sweep(rows: Sequence[Row], world_name: str = "world") -> str:
         f"Over {points} and {worlds}, with 95% intervals from a bootstrap over {world_name}s: mean of the middle half "
         f"of all scores, median of the points' means"
         f"{', mean distance to an optimality of 1' if gaps else ''}"
-        f"{', and the probability that a run scores higher than one of the other learner' if rivals else ''}."
+        f"{', and the probability that a score is higher than one of the other learner' if rivals else ''}."
     )
     return table(head, body, caption=caption, quiet=quiet)
 

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks import figures
 from benchmarks.figures import marks, sheets
-from benchmarks.figures.drawing import palette
+from benchmarks.figures.drawing import WIDTH, palette
 from benchmarks.figures.scores import over_axis
 from benchmarks.rows import Results
-from benchmarks.summaries import comparable
+from benchmarks.summaries import comparable, mean_interval
 from offprompts_env.errors import ConfigError, DataError, MissingDependencyError
 from tests.benchmarks.some_rows import grid, row
 
@@ -48,7 +48,7 @@ def drawn(held, folder, **kwargs):
     with warnings.catch_warnings():
         # An empty panel or a lost glyph would only warn.
         warnings.simplefilter("error")
-        return {drawing.name: drawing for drawing in figures.draw_all(held, folder, **kwargs)}
+        return {drawing.name: drawing for drawing in figures.draw_all(figures.sheets_of(held), folder, **kwargs)}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,23 @@ def test_a_wide_interval_does_not_squeeze_the_scores():
     assert axis.get_ylim() == pytest.approx((0.1 - 0.036, 0.7 + 0.036))
 
 
+def test_two_worlds_have_no_interval_that_would_fill_the_panel():
+    assert marks.interval([0.1, 0.3]).value == pytest.approx(0.2)
+    assert np.isnan([marks.interval([0.1, 0.3]).low, marks.interval([0.1, 0.3]).high]).all()
+    assert marks.interval([0.1, 0.2, 0.3]) == mean_interval([0.1, 0.2, 0.3])
+
+
+def test_labels_stay_within_the_figure():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3), layout="constrained")
+    (axis,) = marks.panels(figure, 1, x="interquartile mean of improvement over no prompt")
+    axis.set_yticks([0], ["SentenceGreedy, prompt seen"])
+    figure.draw_without_rendering()
+    label = axis.xaxis.label.get_window_extent()
+    assert 0 < label.x0 < label.x1 < figure.bbox.width
+
+
 def test_what_is_varied_besides_the_axis_gets_panels(tmp_path):
     held = [
         row(sweep="kernel", point=f"tau={tau:g}/kernel={kernel}/density=network", x=tau, world=world, score=0.1 * tau)
@@ -135,7 +152,14 @@ def test_text_gets_boxes_and_sentences(tmp_path):
     assert found["movielens_runs"].title == "MovieLens: improvement over no prompt"
     assert "2 worlds of 3 learning seeds each" in found["movielens_runs"].caption
     assert {"DSO", "best single", "oracle", "improvement over no prompt"} <= words(found["movielens_runs"])
-    assert {"sentences generated for a run", "1k", "10k"} <= words(found["movielens_sentences"])
+    assert {"sentences asked for by a run", "1k", "10k"} <= words(found["movielens_sentences"])
+
+
+def test_aggregates_say_that_a_score_is_a_mean_over_seeds(tmp_path, paper):
+    found = drawn(text_rows({"dso": 40_000, "logging": 0}, sweep="movielens", point="prompts=all"), tmp_path)
+    for kind in ("iqm", "profile", "improvement"):
+        assert "A score is the mean over the learning seeds" in found[f"movielens_{kind}"].caption
+        assert "learning seeds" not in paper[f"data_size_{kind}"].caption
 
 
 def test_budgets_of_a_learner_are_one_line(tmp_path):
@@ -262,7 +286,7 @@ def test_rows_of_a_quick_sweep_do_not_mix_into_a_full_one(tmp_path):
     quick = [row(world=w, score=0.9, setting="quick", finished="2025") for w in range(4)]
     full = [row(world=w, score=0.4 + 0.01 * w) for w in range(2)]
     with pytest.warns(UserWarning, match="4 rows have another setting"):
-        (drawing,) = figures.draw_all([*quick, *full], tmp_path)
+        (drawing,) = figures.draw_all(figures.sheets_of([*quick, *full]), tmp_path)
     assert "2 worlds" in drawing.caption
     assert comparable(full) == full
 
@@ -270,13 +294,13 @@ def test_rows_of_a_quick_sweep_do_not_mix_into_a_full_one(tmp_path):
 @pytest.mark.parametrize("formats", [(), ("tiff?",)])
 def test_an_unknown_format_is_named(tmp_path, formats):
     with pytest.raises(ConfigError, match=r"formats: expected some of .*svg"):
-        figures.draw_all([row()], tmp_path, formats=formats)
+        figures.draw_all(figures.sheets_of([row()]), tmp_path, formats=formats)
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match="plots"):
-        figures.draw_all([row()], tmp_path)
+        figures.draw_all(figures.sheets_of([row()]), tmp_path)
 
 
 def command(*arguments):

@@ -60,12 +60,14 @@ class Page(HTMLParser):
 def drawn(monkeypatch):
     """Drawings without matplotlib."""
 
-    def draw_all(rows, folder, *, dark=False, formats=("svg",)):
+    def draw_all(sheets, folder, *, dark=False, formats=("svg",)):
         folder.mkdir(parents=True)
         path = folder / f"figure{'-dark' if dark else ''}.svg"
         path.write_text(SVG.replace("9pt", "8pt" if dark else "9pt"))
-        names = dict.fromkeys(row.sweep for row in rows)
-        return [Drawing(name, f"{name}_scores", f"{name} <drawn>", "Shown & told.", path) for name in names]
+        return [
+            Drawing(sheet.sweep, f"{sheet.sweep}_scores", f"{sheet.sweep} <drawn>", "Shown & told.", path)
+            for sheet, _ in sheets
+        ]
 
     monkeypatch.setattr(room, "draw_all", draw_all)
 
