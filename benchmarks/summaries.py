@@ -111,6 +111,11 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
+def compared(rows: Iterable[Row]) -> bool:
+    """Return whether some point has two learners; where each has points of its own, such as budgets, none is better."""
+    return any(len({row.learner for row in own}) > 1 for own in grouped(rows, lambda row: row.point).values())
+
+
 def over_worlds(rows: Iterable[Row], number: Callable[[Row], float] = lambda row: row.score) -> dict[int, float]:
     """Return world to the mean over its learning seeds of `number` (default: the score); what is not finite is out."""
     found: dict[int, list[float]] = {}

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures.aggregates import improvements, interquartile_means, performance_profiles
-from benchmarks.figures.drawing import Drawing, Sketch, palette, series, write
+from benchmarks.figures.drawing import Drawing, Sketch, palette, write
 from benchmarks.figures.estimators import accuracy
 from benchmarks.figures.scores import LINES, against_sentences, at_points, boxes, curves, over_axis
 from benchmarks.figures.sheets import Sheet, sheet
 from benchmarks.rows import Row, read_rows
-from benchmarks.summaries import comparable, grouped
+from benchmarks.summaries import comparable, compared, grouped
 from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import DataError
 
@@ -57,7 +57,7 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for shown, sketched in sheets:
-        colours = palette([*shown.learners, *map(series, shown.learners), *LINES, "best single", "oracle"], dark=dark)
+        colours = palette([*shown.learners, *LINES, "best single", "oracle"], dark=dark)
         for sketch in sketched:
             stem = f"{shown.sweep}_{sketch.kind}"
             path = write(sketch, colours, folder, stem + ("-dark" if dark else ""), formats)
@@ -72,14 +72,14 @@ def _scored(rows: Iterable[Row]) -> list[Row]:
 
 def sketches(shown: Sheet) -> list[Sketch]:
     """Return the figures that a sweep gets."""
-    budgets = any(series(learner) != learner for learner in shown.learners)
+    one_point_a_panel = all(len(points) == 1 for points in shown.panels.values())
     if shown.sweep.startswith("estimators"):
         found: list[Sketch | None] = [accuracy(shown)]
     elif shown.unit == "improvement over no prompt":
-        found = [None if budgets else boxes(shown), against_sentences(shown), curves(shown)]
+        found = [boxes(shown) if one_point_a_panel else None, against_sentences(shown), curves(shown)]
     else:
         found = [over_axis(shown) or at_points(shown), against_sentences(shown), curves(shown)]
-    if len(shown.learners) > 1 and not budgets and not shown.sweep.startswith("estimators"):
+    if compared(shown.rows) and not shown.sweep.startswith("estimators"):
         found += [interquartile_means(shown), performance_profiles(shown), improvements(shown)]
     return [sketch for sketch in found if sketch is not None]
 

@@ -120,36 +120,25 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 
 
 def palette(learners: Iterable[str], *, dark: bool = False) -> Palette:
-    """Return the colours of `learners`: fixed for those of this project, further ones in the order of names.
-
-    What follows an ``@`` in a name, a budget, changes nothing.
-    """
+    """Return the colours of `learners`: fixed for those of this project, further ones in the order of names."""
     names = sorted(set(learners))
     known = list(TITLES)
-    bases = {series(name) for name in names}
-    unknown = sorted(bases - set(_FIXED))
-    taken = {_FIXED[base][0] for base in bases & set(_FIXED)}
+    unknown = [name for name in names if name not in _FIXED]
+    taken = {_FIXED[name][0] for name in names if name in _FIXED}
     free = [colour for colour in _FURTHER if colour not in taken] or list(_FURTHER)
     styles = {}
     for name in names:
-        base = series(name)
-        place = unknown.index(base) if base in unknown else 0
+        place = unknown.index(name) if name in unknown else 0
         further = free[place % len(free)], _MARKERS[place % len(_MARKERS)], "-"
-        colour, marker, line = _FIXED.get(base, further)
-        order = known.index(base) if base in known else len(known) + place
+        colour, marker, line = _FIXED.get(name, further)
+        order = known.index(name) if name in known else len(known) + place
         styles[name] = Style(title(name), _lighter(colour) if dark else colour, marker, line, order)
     return Palette(styles, "#e8e8e8" if dark else "#222222", dark)
 
 
-def series(learner: str) -> str:
-    """Return the name of a learner without its budget: ``dso`` for ``dso@20000``."""
-    return learner.split("@")[0]
-
-
 def title(learner: str) -> str:
     """Return what a learner is called in figures and tables."""
-    base, _, budget = learner.partition("@")
-    return TITLES.get(base, base) + (f" ({budget} sentences)" if budget else "")
+    return TITLES.get(learner, learner)
 
 
 def _lighter(colour: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures.drawing import Palette, Sketch, series, title
+from benchmarks.figures.drawing import Palette, Sketch, title
 from benchmarks.figures.marks import (
     height,
     interval,
@@ -186,18 +186,17 @@ def against_sentences(sheet: Sheet) -> Sketch | None:
     if not any(row.result.sentences > 0 for row in sheet.rows):
         return None
     names = ("best single", "oracle")
-    bases = {series(learner) for learner in sheet.learners}
 
     def draw(figure: Any, colours: Palette) -> None:
         (axis,) = panels(figure, 1, x="sentences asked for by a run", y=sheet.unit)
         scored = [row for row in sheet.rows if np.isfinite(row.score)]
-        lines = grouped(scored, lambda row: series(row.learner))
-        for base in colours.ordered(lines):
-            cells = grouped(lines[base], lambda row: (row.point, row.learner)).values()
+        lines = grouped(scored, lambda row: row.learner)
+        for learner in colours.ordered(lines):
+            cells = grouped(lines[learner], lambda row: row.point).values()
             asked = sorted(((_sentences(own), interval(list(over_worlds(own).values()))) for own in cells),
                            key=lambda pair: pair[0])  # fmt: skip
-            line(axis, [x for x, _ in asked], [mean for _, mean in asked], colours, base, bars=True)
-        reference_lines(axis, sheet.rows, [name for name in names if name not in bases], colours)
+            line(axis, [x for x, _ in asked], [mean for _, mean in asked], colours, learner, bars=True)
+        reference_lines(axis, sheet.rows, [name for name in names if name not in lines], colours)
         most = max(row.result.sentences for row in scored)
         axis.set_xscale("symlog", linthresh=1000)
         axis.set_xlim(-200, 1.5 * max(most, 1000))
@@ -212,7 +211,7 @@ def against_sentences(sheet: Sheet) -> Sketch | None:
         f"Mean {sheet.unit} over {worlds_in_words(sheet.rows)} against the number of sentences that one run asked the "
         "language model for, beyond those of the log (logarithmic above 1,000); bars are 95% intervals of the "
         f"mean{_FEW}." + settings_in_words(sheet.rows),
-        height(1, [title(name) for name in {*bases, *names}]),
+        height(1, [title(name) for name in {*sheet.learners, *names}]),
         draw,
     )
 

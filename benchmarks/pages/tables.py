@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.aggregate import Aggregate, aggregates, improvement
-from benchmarks.figures.drawing import series, title
+from benchmarks.figures.drawing import title
 from benchmarks.figures.sheets import reference
 from benchmarks.methods import TITLES
 from benchmarks.pages.markup import Cell, measured, number, table
@@ -18,6 +18,7 @@ from benchmarks.rows import Row
 from benchmarks.summaries import (
     Interval,
     Summary,
+    compared,
     grouped,
     in_order,
     mean_interval,
@@ -39,7 +40,7 @@ RIVALS = ("logging", "dso")
 def learner_order(rows: Iterable[Row]) -> list[str]:
     """Return the learners of `rows`: known ones as they are listed, then a user's own."""
     places = {name: place for place, name in enumerate(TITLES)}
-    return sorted(dict.fromkeys(row.learner for row in rows), key=lambda name: places.get(series(name), len(places)))
+    return sorted(dict.fromkeys(row.learner for row in rows), key=lambda name: places.get(name, len(places)))
 
 
 def lower_is_better(rows: Iterable[Row]) -> bool:
@@ -200,11 +201,11 @@ def numbers(rows: Sequence[Row], of: Callable[[Row], float], caption: str, digit
 def over_the_sweep(rows: Sequence[Row], world_name: str = "world") -> str:
     """Return the table of aggregates over all points of the one sweep of `rows`, best interquartile mean first.
 
-    Nothing where there is but one learner, or one with several budgets: there points or budgets are compared. Nothing
-    for estimators either: their errors at points of a sweep are of different sizes.
+    Nothing where no point has two learners: there points or budgets are compared. Nothing for estimators either: their
+    errors at points of a sweep are of different sizes.
     """
     found = aggregates(rows)
-    if len(found) < 2 or lower_is_better(rows) or any(series(one.learner) != one.learner for one in found):
+    if len(found) < 2 or lower_is_better(rows) or not compared(rows):
         return ""
     rivals = [name for name in RIVALS if name in {one.learner for one in found}]
     gaps = any(math.isfinite(one.gap.value) for one in found)

@@ -146,7 +146,7 @@ def test_aggregates_compare_with_the_logging_policy_and_with_dso():
     "rows",
     [
         grid({"dso": [[0.2]]}),
-        grid({"dso@2000": [[0.2]], "dso@4000": [[0.3]]}),
+        grid({"dso": [[None, 0.2]], "sentence-greedy": [[0.3, None]]}),
         [row("dm", measures={"mse": 0.1}), row("is", measures={"mse": 0.2})],
     ],
     ids=["one learner", "budgets", "estimators"],
