@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import published, reference
 from benchmarks.claims import is_short
 from benchmarks.methods import TITLES
+from benchmarks.pages.tables import REFERENCES
 from benchmarks.published import number
 from benchmarks.reference import Line
 from benchmarks.rows import read_rows
@@ -40,11 +41,12 @@ _HEAD = """\
 <!-- Written by `python -m benchmarks leaderboard` from benchmarks/results/summary.csv: change that, not this. -->
 
 Reference runs of the sweeps that `python -m benchmarks list` shows, at the published schedules. A cell is the mean ±
-standard error over worlds (MovieLens: over logs, of means over learning seeds); the best of a point is bold. IQM is
-the interquartile mean over all points and worlds of the sweep with its 95% bootstrap interval, and orders the learners.
-Seconds are processor time of learning one run, worlds batched, without what runs share (logging policy, regressions,
-densities). A score is the optimality, 0 for uniform and 1 for the best prompt each time; on MovieLens the improvement
-over no prompt; for estimators the mean squared error over the variance of logged rewards, where less is better.
+standard error over worlds (MovieLens: over logs, of means over learning seeds); of several that learn from the
+log alone the best of a point is bold. IQM is the interquartile mean over all points and worlds of the sweep with its
+95% bootstrap interval, and orders the learners. Seconds are processor time of learning one run, worlds batched, without
+what runs share (logging policy, regressions, densities). A score is the optimality, 0 for uniform and 1 for the best
+prompt each time; on MovieLens the improvement over no prompt; for estimators the mean squared error over the variance
+of logged rewards, where less is better.
 """
 
 
@@ -91,8 +93,12 @@ def sweep_table(lines: Sequence[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _best(lines: Sequence[Line], *, less: bool) -> Line:
-    return min(lines, key=lambda line: (line.mean if less else -line.mean, line.learner))
+def _best(lines: Sequence[Line], *, less: bool) -> Line | None:
+    """Return the best of those that learn from the log alone; none where there is but one, which beats nobody."""
+    learned = [line for line in lines if line.learner not in REFERENCES]
+    if len(learned) < 2:
+        return None
+    return min(learned, key=lambda line: (line.mean if less else -line.mean, line.learner))
 
 
 def _decimals(value: float, *, less: bool) -> int:
