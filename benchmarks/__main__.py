@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--address", help="of a running Ray or Dask cluster (default: start one here); its machines "
                          "need --out in a folder they share")  # fmt: skip
     running.add_argument("--workers", type=int, default=-1, help="processes (default: one a core)")
-    running.add_argument("--again", action="store_true", help="also what is there")
+    running.add_argument("--again", action="store_true", help="also what is there, with what runs share")
     running.add_argument("--dry-run", action="store_true", help="only say what would be run")
     for room in ROOMS:
         room.add_command(commands)

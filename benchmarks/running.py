@@ -39,7 +39,7 @@ class Task:
         units: (seed of the world or log, seed of learning) of each run.
         keys: of their results.
         store: folder of what is shared.
-        again: forget results that the store has.
+        since: what the store has from before, results and what they share, is made again; 0 keeps all.
         label: what the task is called in messages.
     """
 
@@ -48,7 +48,7 @@ class Task:
     units: tuple[tuple[int, int], ...]
     keys: tuple[str, ...]
     store: Path
-    again: bool
+    since: int
     label: str
 
 
@@ -94,9 +94,7 @@ def perform(task: Task) -> Done:
     """Return the results of a task's runs; those that the store holds are not computed again."""
     # At these sizes the published regressions overfit, and say so every time.
     warnings.simplefilter("ignore", agents.TrainingWarning)
-    store, started, computed = Store(task.store), time.monotonic(), 0
-    if task.again:
-        store.forget("results", task.keys)
+    store, started, computed = Store(task.store, task.since), time.monotonic(), 0
 
     def make(missing: list[int]) -> list[Made]:
         nonlocal computed
@@ -146,7 +144,7 @@ def plan(runs: Sequence[Run], rows: Sequence[Row], *, again: bool = False) -> Pl
     return Plan(wanted, tuple(known.values()), sum(run.id in held for run in wanted), seconds)
 
 
-def tasks_of(runs: Sequence[Run], store: Path, *, again: bool = False) -> list[tuple[Task, list[Run]]]:
+def tasks_of(runs: Sequence[Run], store: Path, *, since: int = 0) -> list[tuple[Task, list[Run]]]:
     """Return the tasks that give the results of `runs`, each with its runs; equal runs of two sweeps are one."""
     unique: dict[str, Run] = {}
     for run in runs:
@@ -165,7 +163,7 @@ def tasks_of(runs: Sequence[Run], store: Path, *, again: bool = False) -> list[t
             tuple((run.world, run.seed) for run in own),
             tuple(run.key for run in own),
             store,
-            again,
+            since,
             f"{sweep}/{point}/{learner}, {own[0].sweep.world_name}s {own[0].world} to {own[-1].world}",
         )
         tasks.append((task, own))
@@ -196,7 +194,7 @@ def run_all(
         runs: what is wanted.
         out: folder of the results.
         engine: runs the tasks.
-        again: run all of them, also those that are known.
+        again: run all of them, also those that are known, and make anew what they share.
         progress: is told of each task.
 
     Raises:
@@ -206,7 +204,8 @@ def run_all(
     shown = progress or Progress()
     with Results(out) as results:
         outcome = Outcome(plan(runs, read_rows(out), again=again))
-        tasks = tasks_of(outcome.plan.wanted, out / "store", again=again)
+        since = Store(out / "store").now() if again else 0
+        tasks = tasks_of(outcome.plan.wanted, out / "store", since=since)
         waiting = Counter(run.learner for _, own in tasks for run in own)
         shown.start(waiting, outcome.plan.seconds, processes(engine.workers))
         try:

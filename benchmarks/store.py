@@ -123,10 +123,11 @@ class Store:
 
     Args:
         root: the folder, made if need be.
+        since: what was made before, of :meth:`now`, is made again when it is asked for.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, since: int = 0) -> None:
+        self.root, self.since = root, since
 
     def many(
         self, stage: str, keys: Sequence[str], make: Callable[[list[int]], Sequence[T]], codec: Codec[T]
@@ -162,16 +163,27 @@ class Store:
         """Return the artefact `key`, made if it is not there."""
         return self.many(stage, [key], lambda _: [make()], codec)[0]
 
-    def forget(self, stage: str, keys: Sequence[str]) -> None:
-        """Remove artefacts, so that they are made again."""
-        for key in keys:
-            shutil.rmtree(self.root / stage / key, ignore_errors=True)
+    def now(self) -> int:
+        """Return the time of the file system that the store is on, in nanoseconds: what machines that share it share.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        mark = self.root / ".now"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            return mark.stat().st_mtime_ns
+        except OSError as error:
+            raise _unwritable(mark, error) from error
 
     def _read(self, stage: str, key: str, codec: Codec[T], *, alone: bool) -> Kept[T] | None:
         folder = self.root / stage / key
         if not folder.exists():
             return None
         try:
+            if (folder / "cost.json").stat().st_mtime_ns < self.since:
+                return None
             seconds = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["seconds"]
             return Kept(codec.read(folder), float(seconds))
         except Exception as error:
@@ -194,6 +206,8 @@ class Store:
             unfinished.mkdir(parents=True)
             codec.write(value, unfinished)
             (unfinished / "cost.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+            # One of before stays until there is a whole one to take its place.
+            shutil.rmtree(folder, ignore_errors=True)
             unfinished.replace(folder)
         except (OSError, pa.ArrowException, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)

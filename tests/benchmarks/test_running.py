@@ -1,6 +1,7 @@
 """Sweeps of no training: what is run, what is known, and what becomes of faults."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from benchmarks.plan import Point, Sweep
 from benchmarks.progress import Progress
 from benchmarks.rows import Result, Results, read_rows
 from benchmarks.running import Outcome, plan, run_all, tasks_of
-from benchmarks.store import StoreError
+from benchmarks.store import JSON, Store, StoreError, digest
 from offprompts_env.errors import StorageError
 from tests.benchmarks.tiny_setting import TinySetting, computed, runs, sweep
 
@@ -66,6 +67,25 @@ def test_what_is_known_is_not_run_again_unless_asked(tmp_path: Path, marks: Path
     third = go(tmp_path / "out", setting, again=True)
     assert (third.new, third.plan.replaced, len(computed(marks))) == (3, 3, 6)
     assert values(tmp_path / "out") == ALL
+
+
+@dataclass(frozen=True)
+class Sharing(TinySetting):
+    """Rests on a stage that all its runs share."""
+
+    def perform(self, method: Any, units: Sequence[tuple[int, int]], store: Store) -> list[Result]:
+        store.one(
+            "stage", digest("shared"), lambda: super(Sharing, self).perform(method, [(9, 9)], store)[0].value, JSON
+        )
+        return super().perform(method, units, store)
+
+
+def test_again_makes_anew_what_runs_share_once(tmp_path: Path, marks: Path) -> None:
+    setting = Sharing(str(marks))
+    go(tmp_path / "out", setting)
+    time.sleep(0.02)  # ticks of a file system are coarse
+    go(tmp_path / "out", setting, again=True)
+    assert computed(marks) == sorted(2 * [(0, 0), (1, 0), (2, 0), (9, 9)])
 
 
 def test_rows_of_another_setting_are_replaced_and_come_back_from_the_store(tmp_path: Path, marks: Path) -> None:
