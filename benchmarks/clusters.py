@@ -223,11 +223,16 @@ def _fresh_modules(paths: list[str], project: str) -> Any:
 
         def setup(self, worker: Any) -> None:
             import sys
+            import sysconfig
+            from pathlib import Path
 
             sys.path += [path for path in paths if path not in sys.path]
+            # The project may be a home folder with Python itself in it.
+            installed = [Path(place) for place in sysconfig.get_paths().values()]
             for name, module in list(sys.modules.items()):
-                file = getattr(module, "__file__", None) or ""
-                if file.startswith(project) and "site-packages" not in file and name != "__main__":
+                file = Path(getattr(module, "__file__", None) or "")
+                foreign = {"site-packages", "dist-packages"} & {*file.parts} or any(map(file.is_relative_to, installed))
+                if file.is_relative_to(project) and not foreign and name != "__main__":
                     del sys.modules[name]
 
     return FreshModules()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import agents
-from benchmarks.clusters import Dask, Ray
+from benchmarks.clusters import Dask, Ray, _fresh_modules
 from benchmarks.engines import DIED, Engine, Failure, Joblib, processes
 from benchmarks.methods import Effort, Method, Own
 from benchmarks.plan import Point, Sweep
@@ -153,6 +153,19 @@ def test_workers_of_an_existing_cluster_forget_modules_of_the_project(
             found = dict(Dask(address=cluster.scheduler_address).run(changing.work, ["task"]))
             del sys.modules["changing"]
             assert found == {0: form}
+
+
+def test_workers_never_forget_python_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    (tmp_path / "mine.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("mine")
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    # A project such as a home folder, with the installation in it.
+    _fresh_modules([], "/").setup(None)
+    assert {"json", "numpy", "distributed"} <= set(sys.modules)
+    assert "mine" not in sys.modules
 
 
 @pytest.mark.parametrize("engine", [Ray(address="127.0.0.1:9"), Ray(address="nowhere")])
