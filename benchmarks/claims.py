@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.methods import TITLES, Effort
+from benchmarks.pages.markup import number
 from benchmarks.rows import Row
 from benchmarks.summaries import grouped, over_worlds, standard_error
 
@@ -97,7 +98,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _shown(value: tuple[float, float]) -> str:
-    return f"{value[0]:z.3f} ± {value[1]:.3f}".replace("-", "−")
+    return f"{number(value[0])} ± {number(value[1])}"
 
 
 def _surely_positive(value: tuple[float, float]) -> bool:

@@ -93,8 +93,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"{TITLES[self.learner]:<20} {self.n:>6} {self.worlds:>7}  {self.mean:6.3f} ± {self.standard_error:.3f}   "
-            f"{self.published_mean:6.3f} ± {self.published_standard_error:.3f}   {self.deviation:+6.1f}"
+            f"{TITLES[self.learner]:<20} {self.n:>6} {self.worlds:>7}  {markup.number(self.mean):>6} ± "
+            f"{markup.number(self.standard_error)}   {markup.number(self.published_mean):>6} ± "
+            f"{markup.number(self.published_standard_error)}   {_signed(self.deviation):>6}"
         )
 
 

@@ -115,10 +115,3 @@ def versions(rows: Iterable[Row]) -> dict[str, list[str]]:
         for package, version in row.versions.items():
             found.setdefault(package, set()).add(version)
     return {package: sorted(found[package]) for package in sorted(found)}
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words of two digits or so."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

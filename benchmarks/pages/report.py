@@ -22,7 +22,7 @@ from benchmarks.figures import draw_all, sheets_of
 from benchmarks.figures.drawing import Drawing, title
 from benchmarks.figures.estimators import PANELS
 from benchmarks.pages.markup import anchor, details, document, number, picture, table
-from benchmarks.pages.provenance import Coverage, coverage, duration, processor_time, versions
+from benchmarks.pages.provenance import Coverage, coverage, processor_time, versions
 from benchmarks.pages.stories import Side, Story, stories_html
 from benchmarks.pages.tables import (
     REFERENCES,
@@ -35,6 +35,7 @@ from benchmarks.pages.tables import (
     score_name,
     worlds_in_words,
 )
+from benchmarks.progress import duration
 from benchmarks.published import compare, verdict
 from benchmarks.rows import ResultsWarning, Row, read_rows
 from benchmarks.summaries import comparable, grouped, in_order, summaries

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 import agents
 from benchmarks.methods import Logging, Method
+from benchmarks.pages.markup import number
 from benchmarks.plan import Point, Sweep
 from benchmarks.rows import Row, read_rows
 from benchmarks.settings.vectors import VectorSetting
@@ -206,7 +207,7 @@ def _best(pure: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):z.3f} ± {standard_error(values):.3f} ({len(values)} worlds)"
+    return f"{number(sum(values) / len(values))} ± {number(standard_error(values))} ({len(values)} worlds)"
 
 
 def _print(chosen: argparse.Namespace) -> int:

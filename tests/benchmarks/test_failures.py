@@ -120,6 +120,10 @@ def test_what_a_case_does_not_change_is_not_run_twice():
         ([], []),
         ([one("sentence-dr", 0, 0.5)], []),
         ([replace(one("sentence-dr", 0, 0.5), sweep="other"), one("is", 0, 0.1)], []),
+        (
+            [replace(row, score=-row.score) if row.learner == "sentence-dr" else row for row in ROWS],
+            ["tiny          sentence-dr − sentence-greedy: −1.050 ± 0.050 (2 worlds)"],
+        ),
         (ROWS, ["tiny          sentence-dr − sentence-greedy: 0.050 ± 0.050 (2 worlds)"]),
         # A better one in fewer worlds is not the best, and worlds are paired.
         ([*ROWS, one("dr", 1, 0.9)], ["tiny          sentence-dr − sentence-greedy: 0.050 ± 0.050 (2 worlds)"]),

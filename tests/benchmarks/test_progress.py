@@ -56,6 +56,8 @@ def test_a_bar_on_a_terminal() -> None:
     assert "2/2 runs" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(5, "5 s"), (300, "5 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.26, "0.3 s"), (9.97, "10 s"), (70, "70 s"), (300, "5 min"), (9000, "2.5 h")]
+)
 def test_times_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words

@@ -140,6 +140,7 @@ def test_the_table_holds_all_cells_and_bold_ones_are_off():
         "| logging policy | .041 ± .004 (+0.0) |  |",
         "| IS PG | .149 ± .007 (+1.0) | **.245 ± .008 (+2.5)** |",
     ]
+    assert text(compare(around("is", 500, -2.5))).splitlines()[1].endswith("  −2.5")
     assert lines[5].startswith("1 of 3 cells")
     assert lines[7].startswith("- IS PG, n = 8000 (+2.5)")
     assert len(text(cells).splitlines()) == 1 + 3 + 1 + 2

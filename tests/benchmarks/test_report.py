@@ -11,7 +11,7 @@ from benchmarks.figures.drawing import Drawing
 from benchmarks.pages import report as room
 from benchmarks.pages import tables
 from benchmarks.pages.markup import Cell, anchor, data_uri, lean, measured, number, table
-from benchmarks.pages.provenance import coverage, duration, processor_time
+from benchmarks.pages.provenance import coverage, processor_time
 from benchmarks.pages.stories import Side, Story, stories_html
 from benchmarks.sweeps import SWEEPS, quick
 from offprompts_env.errors import DataError, StorageError
@@ -265,11 +265,6 @@ def test_processor_time_counts_a_run_of_two_sweeps_once_and_shared_stages_by_the
     ]
     found = processor_time([*rows, replace(rows[0], sweep="prompts")])
     assert (found.learning, found.shared) == (4.0, 5.0)
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.26, "0.3 s"), (59, "59 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_durations_read_as_people_say_them(seconds, said):
-    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize(
