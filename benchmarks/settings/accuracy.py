@@ -120,7 +120,10 @@ def accuracy(
     variance = float(np.concatenate([log.reward for log in drawn]).var(dtype=np.float64))
     samples = [_Sample() for _ in estimators]
     for index, log in enumerate(drawn):
-        for estimator, sample in zip(prepared.of(index), samples, strict=True):
+        started = time.process_time()
+        ready = prepared.of(index)
+        shared += time.process_time() - started
+        for estimator, sample in zip(ready, samples, strict=True):
             started = time.process_time()
             sample.add(estimator, population, log, seeds[index], resamples)
             sample.seconds += time.process_time() - started

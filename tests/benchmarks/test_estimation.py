@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -231,6 +232,21 @@ def test_what_is_shared_is_what_an_estimator_makes_by_itself():
         ]
         assert result.value == pytest.approx(np.mean(own), rel=1e-4)
         assert result.standard_error == pytest.approx(np.std(own, ddof=1) / np.sqrt(2), rel=1e-3)
+
+
+class SlowDensity(ExactDensity):
+    def fit_many(self, *logs, **given):
+        ends = time.process_time() + 0.2
+        while time.process_time() < ends:
+            pass
+        return super().fit_many(*logs, **given)
+
+
+def test_densities_count_as_what_estimators_share():
+    (found,) = accuracy(
+        [agents.KernelIS(density=SlowDensity())], population(), n=30, logs=3, seed=0, resamples=2
+    )  # fmt: skip
+    assert found.shared_seconds > 3 * 0.2
 
 
 def test_the_exact_density_is_what_samples_average_to():
