@@ -43,7 +43,8 @@ def accuracy(sheet: Sheet) -> Sketch | None:
         sheet.heading("accuracy of the estimators"),
         f"Over many logs of one world, then averaged over {worlds_in_words(sheet.rows)}: mean squared error, absolute "
         "bias and variance on logarithmic scales, and the share of 95% intervals that hold the true value (dashed: "
-        f"95%).{settings_in_words(sheet.rows)}",
+        "95%). The bias is what logs show of it: an unbiased estimator's is about 0.8 standard errors of its mean over "
+        f"logs, not 0.{settings_in_words(sheet.rows)}",
         height(len(PANELS), [title(name) for name in sheet.learners]),
         draw,
     )
