@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ sweeps.SWEEPS["tiny"] = sweep(TinySetting({marks!r}, {fault!r}), worlds=3)
 raise SystemExit(__main__.main(sys.argv[1:]))
 """
 ROOT = Path(__file__).parents[2]
+Start = Callable[[str, Sequence[str]], subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -44,12 +45,24 @@ def tiny(marks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return marks
 
 
-def started(marks: Path, fault: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    code = DRIVER.format(marks=str(marks), fault=fault)
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture
+def start(marks: Path) -> Iterator[Start]:
+    """Start the command line on the sweep `tiny` with a fault; what a failed test leaves is killed."""
+    begun = []
+
+    def started(fault: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        code = DRIVER.format(marks=str(marks), fault=fault)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        begun.append(process)
+        return process
+
+    yield started
+    for process in begun:
+        process.kill()
+        process.communicate()
 
 
 def until(marks: Path, pattern: str) -> list[Path]:
@@ -66,9 +79,9 @@ def ended(processes: Iterator[int]) -> bool:
     return not alive
 
 
-def test_a_worker_that_always_dies_fails_its_task_alone(tmp_path: Path, marks: Path) -> None:
+def test_a_worker_that_always_dies_fails_its_task_alone(tmp_path: Path, marks: Path, start: Start) -> None:
     out = tmp_path / "out"
-    process = started(marks, "die", ["run", "tiny", "--out", str(out), "--workers", "2"])
+    process = start("die", ["run", "tiny", "--out", str(out), "--workers", "2"])
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "2 new rows, 0 were there, 1 tasks failed" in said
@@ -81,10 +94,10 @@ def test_a_worker_that_always_dies_fails_its_task_alone(tmp_path: Path, marks: P
 
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_an_interrupt_stops_the_workers_and_keeps_rows(
-    tmp_path: Path, marks: Path, number: signal.Signals, whole_group: bool
+    tmp_path: Path, marks: Path, start: Start, number: signal.Signals, whole_group: bool
 ) -> None:
     out = tmp_path / "out"
-    process = started(marks, "wait", ["run", "tiny", "--out", str(out), "--workers", "2"])
+    process = start("wait", ["run", "tiny", "--out", str(out), "--workers", "2"])
     [waiting] = until(marks, "waiting-*")
     until(out / "rows", "000002.parquet")
     if whole_group:
@@ -102,8 +115,8 @@ def test_an_interrupt_stops_the_workers_and_keeps_rows(
     assert computed(marks) == [(0, 0), (1, 0), (2, 0)]
 
 
-def test_an_interrupt_while_workers_start_is_as_quiet(tmp_path: Path, marks: Path) -> None:
-    process = started(marks, "wait", ["run", "tiny", "--out", str(tmp_path / "out"), "--workers", "2"])
+def test_an_interrupt_while_workers_start_is_as_quiet(tmp_path: Path, marks: Path, start: Start) -> None:
+    process = start("wait", ["run", "tiny", "--out", str(tmp_path / "out"), "--workers", "2"])
     found: list[int] = []
     deadline = time.monotonic() + 60
     while not found and time.monotonic() < deadline:
@@ -117,9 +130,9 @@ def test_an_interrupt_while_workers_start_is_as_quiet(tmp_path: Path, marks: Pat
     assert ended(iter(found))
 
 
-def test_a_killed_sweep_leaves_no_workers_and_resumes(tmp_path: Path, marks: Path) -> None:
+def test_a_killed_sweep_leaves_no_workers_and_resumes(tmp_path: Path, marks: Path, start: Start) -> None:
     out = tmp_path / "out"
-    process = started(marks, "wait", ["run", "tiny", "--out", str(out), "--workers", "2"])
+    process = start("wait", ["run", "tiny", "--out", str(out), "--workers", "2"])
     [waiting] = until(marks, "waiting-*")
     until(out / "rows", "000002.parquet")
     process.kill()
