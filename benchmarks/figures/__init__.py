@@ -20,7 +20,7 @@ from benchmarks.figures.sheets import Sheet, sheet
 from benchmarks.rows import Row, read_rows
 from benchmarks.summaries import comparable, compared, grouped
 from benchmarks.sweeps import SWEEPS
-from offprompts_env.errors import DataError
+from offprompts_env.errors import DataError, StorageError
 
 __all__ = ["Drawing", "add_command", "draw_all", "sheets_of"]
 
@@ -54,14 +54,20 @@ def draw_all(
         MissingDependencyError: matplotlib is missing.
         StorageError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     drawings = []
-    for shown, sketched in sheets:
-        colours = palette([*shown.learners, *LINES, "best single", "oracle"], dark=dark)
-        for sketch in sketched:
-            stem = f"{shown.sweep}_{sketch.kind}"
-            path = write(sketch, colours, folder, stem + ("-dark" if dark else ""), formats)
-            drawings.append(Drawing(shown.sweep, stem, sketch.title, sketch.caption, path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for shown, sketched in sheets:
+            colours = palette([*shown.learners, *LINES, "best single", "oracle"], dark=dark)
+            for sketch in sketched:
+                stem = f"{shown.sweep}_{sketch.kind}"
+                path = write(sketch, colours, folder, stem + ("-dark" if dark else ""), formats)
+                drawings.append(Drawing(shown.sweep, stem, sketch.title, sketch.caption, path))
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: expected a folder where figures can be written, got {error}; free some space, or choose "
+            "another one with --to"
+        ) from error
     return drawings
 
 

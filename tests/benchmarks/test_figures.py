@@ -15,7 +15,7 @@ from benchmarks.figures.scores import over_axis
 from benchmarks.rows import Results
 from benchmarks.summaries import comparable, mean_interval
 from benchmarks.sweeps import SWEEPS
-from offprompts_env.errors import ConfigError, DataError, MissingDependencyError
+from offprompts_env.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from tests.benchmarks.some_rows import grid, row
 
 SCORES = np.random.default_rng(0).normal(0.4, 0.05, (3, 4, 3))
@@ -300,6 +300,12 @@ def test_rows_of_a_quick_sweep_do_not_mix_into_a_full_one(tmp_path):
 def test_an_unknown_format_is_named(tmp_path, formats):
     with pytest.raises(ConfigError, match=r"formats: expected some of .*svg"):
         figures.draw_all(figures.sheets_of([row()]), tmp_path, formats=formats)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file.figures: expected a folder where figures can be written.*--to"):
+        figures.draw_all(figures.sheets_of([row()]), tmp_path / "file" / "figures")
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
