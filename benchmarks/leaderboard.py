@@ -24,8 +24,9 @@ from benchmarks.methods import TITLES
 from benchmarks.pages.tables import REFERENCES
 from benchmarks.published import number
 from benchmarks.reference import Line
-from benchmarks.rows import read_rows
+from benchmarks.rows import Row, read_rows
 from benchmarks.summaries import grouped
+from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import ConfigError, DataError, unknown_name
 
 ROOT = Path(__file__).parents[1]
@@ -179,31 +180,57 @@ def differences(made: Mapping[Path, str], root: Path = ROOT) -> list[str]:
     return found
 
 
-def update(out: Path, summary: Path = reference.SUMMARY, *, force: bool = False) -> str:
+def update(out: Path, summary: Path = reference.SUMMARY, *, sweeps: Sequence[str] = (), force: bool = False) -> str:
     """Put the rows of a folder of results into the summary, and say what was done.
 
+    Args:
+        out: the folder.
+        summary: the file.
+        sweeps: which to take; none named: those of which every run is there.
+        force: also if the summary loses worlds.
+
     Raises:
-        DataError: the folder has no rows of full schedules, or the summary would lose worlds and `force` is not given.
+        DataError: the folder has no such rows of full schedules, or the summary would lose worlds and `force` is not
+            given.
     """
     rows = read_rows(out)
-    new = reference.lines_of(rows)
-    short = sum(map(is_short, rows))
+    full = [row for row in rows if not is_short(row)]
+    notes = [f"{len(rows) - len(full)} rows of short schedules (--quick) are left out"] if len(full) < len(rows) else []
+    taken: list[Row] = []
+    for sweep, own in grouped(full, lambda row: row.sweep).items():
+        missing = _missing(sweep, own)
+        if sweep in sweeps or (not sweeps and missing == 0):
+            taken += [row for row in own if row.learner in _built_in(sweep)]
+        elif not sweeps:
+            notes.append(f"{sweep} is left out: {missing} of its runs are missing; --update {sweep} takes it as it is")
+    new = reference.lines_of(taken)
     if not new:
         raise DataError(
-            f"{out}: expected rows of full schedules, got {short} of short ones and no other; "
-            "run a sweep without --quick"
+            f"{out}: expected a sweep of full schedules, got none; run one without --quick"
+            + "".join(f"; {note}" for note in notes)
         )
-    lines = reference.joined(reference.read_summary(summary), new, force=force)
-    reference.write_summary(lines, summary)
-    left_out = f"; {short} rows of short schedules (--quick) are left out" if short else ""
-    return f"{len(new)} lines of {', '.join(dict.fromkeys(line.sweep for line in new))}{left_out}: {summary}"
+    reference.write_summary(reference.joined(reference.read_summary(summary), new, force=force), summary)
+    said = f"{len(new)} lines of {', '.join(dict.fromkeys(line.sweep for line in new))}: {summary}"
+    return "\n".join([said, *notes])
+
+
+def _built_in(sweep: str) -> set[str]:
+    """Return the names of the project's own learners in a sweep: users' agents are no reference."""
+    return {name for point in SWEEPS[sweep].points for name in point.methods} if sweep in SWEEPS else set()
+
+
+def _missing(sweep: str, rows: Sequence[Row]) -> float:
+    """Return how many runs of a sweep are not among `rows`; of one that is not known, all."""
+    there = {row.id for row in rows}
+    return sum(run.id not in there for run in SWEEPS[sweep].runs()) if sweep in SWEEPS else math.inf
 
 
 def _do(chosen: argparse.Namespace) -> int:
-    if chosen.force and not chosen.update:
+    if chosen.force and chosen.update is None:
         raise ConfigError("--force: expected --update beside it; nothing else is refused")
-    if chosen.update:
-        print(update(chosen.out, chosen.root / "benchmarks/results/summary.csv", force=chosen.force))
+    if chosen.update is not None:
+        summary = chosen.root / "benchmarks/results/summary.csv"
+        print(update(chosen.out, summary, sweeps=chosen.update, force=chosen.force))
     made = pages(reference.read_summary(chosen.root / "benchmarks/results/summary.csv"), chosen.root)
     found = differences(made, chosen.root)
     if chosen.check:
@@ -220,7 +247,8 @@ def add_command(commands: Any) -> None:
     """Add ``leaderboard`` to the command line."""
     command = commands.add_parser("leaderboard", help="the table of the reference runs in the docs")
     kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--update", action="store_true", help="first summarise the rows of --out")
+    kind.add_argument("--update", nargs="*", metavar="SWEEP",
+                      help="first summarise the rows of --out: of these sweeps, or of all that are whole")  # fmt: skip
     kind.add_argument("--check", action="store_true", help="change nothing; fail if docs and summary disagree")
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (default: runs)")
     command.add_argument("--force", action="store_true", help="also if the summary loses worlds")

@@ -59,7 +59,8 @@ class Own:
         spec: ``module:function``; the function is called with the prompts (:class:`offprompts_env.PromptSet`) and a
             seed, and returns an offline learner (``fit``), an agent that learns while it acts (``act``, ``learn``), a
             policy (``probabilities``), or an estimator (``estimate``).
-        source: digest of the module's source, so that a changed agent is another one.
+        source: digest of the file that the function is in, so that a changed one is another agent; what that file
+            imports is not seen.
     """
 
     spec: str
@@ -72,7 +73,8 @@ class Own:
         Raises:
             ConfigError: there is none.
         """
-        module = sys.modules[_factory(spec).__module__]
+        # A callable of no module of its own, such as a partial, counts as written where it was found.
+        module = inspect.getmodule(_factory(spec)) or sys.modules[spec.partition(":")[0]]
         file = inspect.getsourcefile(module)
         source = b"" if file is None else Path(file).read_bytes()
         return cls(spec, hashlib.sha256(source).hexdigest()[:16])

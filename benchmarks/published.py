@@ -108,6 +108,7 @@ _REGRESSION = (
 )
 REASONS: Mapping[tuple[str, int], str] = {
     ("greedy", 2000): _REGRESSION,
+    ("dr", 2000): _REGRESSION,
     ("potec", 2000): _REGRESSION,
     ("regression", 8000): _REGRESSION,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import agents
@@ -17,3 +18,10 @@ def estimator(prompts: Any, seed: int) -> Any:
 
 def nothing(prompts: Any, seed: int) -> Any:
     return object()
+
+
+def _learner(prompts: Any, seed: int, steps: int) -> Any:
+    return agents.ImportanceSamplingPG(steps=steps)
+
+
+bound = partial(_learner, steps=3)

@@ -15,6 +15,7 @@ from benchmarks.leaderboard import board, differences, filled, pages, sweep_tabl
 from benchmarks.methods import QUICK
 from benchmarks.reference import joined, lines_of, read_summary, summary_text, write_summary
 from benchmarks.rows import Results
+from benchmarks.sweeps import SWEEPS
 from offprompts_env.errors import ConfigError, DataError, StorageError
 from tests.benchmarks.some_rows import SETTING, grid, row
 
@@ -232,7 +233,7 @@ def test_docs_follow_the_rows_and_the_check_sees_when_they_do_not(tmp_path, caps
     root.mkdir()
     (root / "README.md").write_text(TEXT, encoding="utf-8")
     folder = out(tmp_path / "runs", [*ROWS, *(row("is", world, sweep="noise", setting=QUICKLY) for world in (0, 1))])
-    assert command("--update", "--out", folder, root=root) == 0
+    assert command("--update", "data_size", "--out", folder, root=root) == 0
     assert "2 rows of short schedules (--quick) are left out" in capsys.readouterr().out
     assert command("--check", root=root) == 0
     assert command(root=root) == 0
@@ -252,28 +253,43 @@ def test_docs_follow_the_rows_and_the_check_sees_when_they_do_not(tmp_path, caps
 
 
 def test_fewer_worlds_are_taken_by_force_alone(tmp_path):
-    command("--update", "--out", out(tmp_path / "all", ROWS), root=tmp_path)
+    command("--update", "data_size", "--out", out(tmp_path / "all", ROWS), root=tmp_path)
     held = (tmp_path / "benchmarks/results/summary.csv").read_bytes()
     fewer = out(tmp_path / "fewer", ROWS[:-1])
     with pytest.raises(DataError, match="--force"):
-        command("--update", "--out", fewer, root=tmp_path)
+        command("--update", "data_size", "--out", fewer, root=tmp_path)
     assert (tmp_path / "benchmarks/results/summary.csv").read_bytes() == held
-    assert command("--update", "--force", "--out", fewer, root=tmp_path) == 0
+    assert command("--update", "data_size", "--force", "--out", fewer, root=tmp_path) == 0
     assert (tmp_path / "benchmarks/results/summary.csv").read_bytes() != held
+
+
+def test_a_sweep_with_runs_missing_is_taken_by_name_alone(tmp_path):
+    whole = [run for sweep in ("noise", "failures") for run in SWEEPS[sweep].runs()]
+    rows = [
+        replace(row(run.learner, run.world, 0.5, sweep=run.sweep.name, point=run.point.name), id=run.id)
+        for run in whole[:-1]
+    ]
+    folder, summary = tmp_path / "runs", tmp_path / "summary.csv"
+    out(folder, [*rows, row("own", sweep="noise", point="noise=1")])
+    assert "failures is left out: 1 of its runs are missing; --update failures takes it" in update(folder, summary)
+    assert {line.sweep for line in read_summary(summary)} == {"noise"}
+    assert "own" not in {line.learner for line in read_summary(summary)}
+    assert "left out" not in update(folder, summary, sweeps=["failures"])
+    assert {line.sweep for line in read_summary(summary)} == {"noise", "failures"}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "benchmarks").write_text("a file", encoding="utf-8")
     with pytest.raises(StorageError, match=r"summary\.csv: cannot be written"):
-        command("--update", "--out", out(tmp_path / "runs", ROWS), root=tmp_path)
+        command("--update", "data_size", "--out", out(tmp_path / "runs", ROWS), root=tmp_path)
 
 
 def test_what_cannot_be_summarised_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected --update beside it"):
         command("--force", root=tmp_path)
-    with pytest.raises(DataError, match="got 0 of short ones"):
+    with pytest.raises(DataError, match="expected a sweep of full schedules, got none"):
         update(tmp_path / "nothing", tmp_path / "summary.csv")
     out(tmp_path / "quick", [row("is", setting=QUICKLY)])
-    with pytest.raises(DataError, match="got 1 of short ones and no other; run a sweep without --quick"):
+    with pytest.raises(DataError, match="run one without --quick; 1 rows of short schedules"):
         update(tmp_path / "quick", tmp_path / "summary.csv")
     assert not (tmp_path / "summary.csv").exists()

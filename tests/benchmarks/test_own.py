@@ -24,11 +24,12 @@ def own(name: str) -> Own:
     return Own.of(f"tests.benchmarks.own_methods:{name}")
 
 
-def test_an_own_learner_gives_what_the_same_built_in_one_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["learner", "bound"])
+def test_an_own_learner_gives_what_the_same_built_in_one_gives(name: str, tmp_path: Path) -> None:
     # Effort is that of the project's own learners: of 3,000 steps it leaves three.
     found = [
         [result.value for result in VECTORS.perform(method, UNITS, Store(tmp_path))]
-        for method in (agents.ImportanceSamplingPG(steps=3_000), own("learner"))
+        for method in (agents.ImportanceSamplingPG(steps=3_000), own(name))
     ]
     # Alone or in a stack, a world learns the same bits.
     assert found[0] == found[1]
