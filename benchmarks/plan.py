@@ -73,7 +73,7 @@ class Sweep:
     seeds: int = 1
     world_name: str = "world"
     chunk: int = 5
-    quick_worlds: int = 4
+    quick_worlds: int = 3
     quick_seeds: int = 2
 
     def runs(self) -> list[Run]:
