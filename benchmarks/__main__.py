@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import warnings
@@ -84,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 def _selected(chosen: argparse.Namespace) -> list[Run]:
     if chosen.worlds is not None and chosen.worlds < 1:
         raise ConfigError(f"--worlds: expected a positive number, got {chosen.worlds}")
+    if not re.fullmatch(r"[\w.+@-]+", chosen.name):
+        raise ConfigError(
+            f"--name: expected letters, digits and any of . + @ - _, got {chosen.name!r}; it is part of ids"
+        )
     own = {chosen.name: Own.of(chosen.agent)} if chosen.agent else {}
     return select(chosen.patterns, short=chosen.quick, worlds=chosen.worlds, own=own)
 

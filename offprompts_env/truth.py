@@ -149,7 +149,10 @@ class Truth:
         return self.of_terms(self.score[np.arange(len(self.contexts)), actions])
 
     def of_terms(self, terms: FloatArray) -> Estimate:
-        """Return the mean of one number a round (n,), with a standard error over clusters."""
+        """Return the mean over clusters of the means of one number a round (n,), with its standard error.
+
+        With clusters of one size, as :meth:`exact` and :meth:`drawn` give them, it is the mean over rounds.
+        """
         _, cluster = np.unique(self.cluster, return_inverse=True)
         return Estimate.of_mean(np.bincount(cluster, weights=terms) / np.bincount(cluster))
 

@@ -166,4 +166,6 @@ def settings_in_words(rows: Iterable[Row]) -> str:
     if shares - {1.0}:
         amounts = " or ".join(f"{share:.0%}" for share in sorted(shares))
         text += f" Quick form: {amounts} of the published gradient steps."
+    if any(setting.startswith("TextSetting(") for setting in settings):
+        text += " All are valued with the same users, movies and sentences, whose own error is in no interval."
     return text

@@ -204,6 +204,7 @@ def test_a_failure_is_one_line_and_exit_code_1(
         (["run", "tiny", "--worlds", "0"], "--worlds: expected a positive number"),
         (["run", "tiny", "--address", "auto"], "give --engine ray or --engine dask too"),
         (["run", "tiny", "--agent", "nothing"], "--agent: expected MODULE:FUNCTION"),
+        (["run", "tiny", "--name", "my/own"], "--name: expected letters, digits"),
         (["list", "tiny/n=7"], "no run matches 'tiny/n=7'"),
     ],
 )

@@ -332,3 +332,8 @@ def test_the_command_draws_what_a_folder_holds(tmp_path, capsys):
 def test_the_command_says_that_a_folder_is_empty(tmp_path):
     with pytest.raises(DataError, match="expected rows of a sweep, got none"):
         command("--out", tmp_path)
+
+
+def test_a_caption_on_text_says_what_its_intervals_leave_out():
+    assert "whose own error is in no interval" in sheets.settings_in_words([row(setting="TextSetting(rounds=100)")])
+    assert "whose own error" not in sheets.settings_in_words([row()])
