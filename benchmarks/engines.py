@@ -182,6 +182,9 @@ class Joblib:
                         waiting.appendleft((index, attempt + 1))
                     else:
                         yield index, Failure(DIED)
+            while free:
+                # Idle, it ends by itself and takes its semaphores along; killed, it would be said to leak them.
+                free.pop().shutdown(wait=True)
         finally:
             for pool in [*free, *(pool for pool, _, _ in running.values())]:
                 _stop(pool)
