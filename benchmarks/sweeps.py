@@ -18,8 +18,9 @@ from offprompts_env.errors import ConfigError, unknown_name
 _LEARNERS: Mapping[str, Method] = {**PAPER, **BEYOND}
 
 
-def _vectors(name: str, x: float, setting: VectorSetting, methods: Mapping[str, Method] = _LEARNERS) -> Point:
-    return Point(name, x, setting, methods)
+def _paper(name: str, title: str, axis: str, settings: Mapping[str, tuple[float, VectorSetting]]) -> Sweep:
+    points = tuple(Point(point, x, setting, _LEARNERS) for point, (x, setting) in settings.items())
+    return Sweep(name, title, axis, points, worlds=20)
 
 
 def _kernels() -> list[Point]:
@@ -33,7 +34,7 @@ def _kernels() -> list[Point]:
         "uniform": lambda tau: agents.UniformKernel(tau),
     }
     return [
-        _vectors(
+        Point(
             f"tau={tau:g}/kernel={kernel}/density={density}",
             tau,
             VectorSetting(),
@@ -45,26 +46,23 @@ def _kernels() -> list[Point]:
 
 def _sweeps() -> dict[str, Sweep]:
     sweeps = [
-        Sweep(
+        _paper(
             "data_size",
             "Logged rounds",
             "logged rounds",
-            tuple(_vectors(f"n={n}", n, VectorSetting(n=n)) for n in (500, 1000, 2000, 4000, 8000)),
-            worlds=20,
+            {f"n={n}": (n, VectorSetting(n=n)) for n in (500, 1000, 2000, 4000, 8000)},
         ),
-        Sweep(
+        _paper(
             "prompts",
             "Number of prompts",
             "prompts",
-            tuple(_vectors(f"prompts={a}", a, VectorSetting(prompts=a)) for a in (10, 50, 100, 500, 1000)),
-            worlds=20,
+            {f"prompts={a}": (a, VectorSetting(prompts=a)) for a in (10, 50, 100, 500, 1000)},
         ),
-        Sweep(
+        _paper(
             "noise",
             "Noise of the reward",
             "standard deviation of the reward's noise",
-            tuple(_vectors(f"noise={noise}", noise, VectorSetting(noise=noise)) for noise in (0, 1, 2, 3)),
-            worlds=20,
+            {f"noise={noise}": (noise, VectorSetting(noise=noise)) for noise in (0, 1, 2, 3)},
         ),
         Sweep("kernel", "DSO: bandwidth, kernel and density", "bandwidth τ", tuple(_kernels()), worlds=20),
         *text.sweeps(),

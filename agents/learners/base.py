@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from agents.feeds import LoggedRounds
-from agents.gradients import ActionDistribution
+from agents.gradients import ActionDistribution, by_scores
 from agents.hierarchical import TreeHead, TreeSoftmax
 from agents.networks import StackedMLP
 from agents.policies import NeuralPolicy
@@ -118,6 +118,11 @@ class Objective(Generic[BatchT]):
             return loss(ActionDistribution(logits), batch)
 
         return cls(feed, differentiate(of_logits), loss)
+
+    @classmethod
+    def by_scores(cls, feed: Feed[BatchT], loss: Callable[[ActionDistribution, BatchT], Tensor]) -> Objective[BatchT]:
+        """Return the objective of a surrogate that is a sum of scores, by :func:`agents.gradients.by_scores`."""
+        return cls(feed, by_scores(loss), loss)
 
     def phase(self, steps: int, head: TreeHead | None) -> Phase[BatchT]:
         """Return `steps` of training a softmax over all prompts, or the policy that `head` makes of the outputs.

@@ -150,4 +150,4 @@ class DSO(OfflinePolicyGradient):
                 refresh=self.refresh,
                 share=1.0 if self.max_sentences is None else min(1.0, self.max_sentences / asked),
             )
-        return Objective(feed, gradients.by_scores(loss), loss)
+        return Objective.by_scores(feed, loss)

@@ -63,5 +63,5 @@ class OnlinePG(PolicyGradient):
         catalogues = [simulator.prompts.fingerprint for simulator in simulators]
         d_x, d_q, n_prompts = shapes[0]
         callbacks = () if callback is None else (callback,)
-        objective = Objective(feed, gradients.by_scores(loss), loss)
+        objective = Objective.by_scores(feed, loss)
         return self._optimise(d_x + d_q, catalogues, n_prompts, objective, chosen, label, callbacks)

@@ -53,7 +53,7 @@ class RegressionPG(OfflinePolicyGradient):
             actions = policy.sample(batch.uniforms)
             return gradients.regression(policy, actions, predict(batch.inputs, actions))
 
-        return Objective(self._rounds(worlds), gradients.by_scores(loss), loss)
+        return Objective.by_scores(self._rounds(worlds), loss)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ImportanceSamplingPG(OfflinePolicyGradient):
                 policy, stack.action[rows], propensity[rows], stack.reward[rows], self.clip
             )
 
-        return Objective(self._rounds(worlds), gradients.by_scores(loss), loss)
+        return Objective.by_scores(self._rounds(worlds), loss)
 
 
 @dataclass(frozen=True)
@@ -122,4 +122,4 @@ class DoublyRobustPG(OfflinePolicyGradient):
             residual = stack.reward[rows] - at_logged
             return gradients.doubly_robust(policy, logged, propensity[rows], residual, sampled, at_sampled, self.clip)
 
-        return Objective(self._rounds(worlds), gradients.by_scores(loss), loss)
+        return Objective.by_scores(self._rounds(worlds), loss)
