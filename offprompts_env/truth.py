@@ -14,8 +14,8 @@ from typing import Self
 
 import numpy as np
 
-from offprompts_env.config import check_integer
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.config import check_integer, check_kind
+from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
 from offprompts_env.rng import stream
 from offprompts_env.sampling import pmf_by_parts
 from offprompts_env.simulator import Simulator
@@ -54,8 +54,10 @@ class Truth:
         """Return the expected rewards of `n` evaluation rounds of an exact simulator.
 
         Raises:
-            ConfigError: the simulator draws sentences.
+            ConfigError: the simulator draws sentences, or `n` is not positive.
         """
+        check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
+        check_integer("n", n, 1)
         if not simulator.exact:
             raise ConfigError(
                 "truth: expected a simulator with closed forms; use Truth.drawn where sentences are drawn"
@@ -76,6 +78,7 @@ class Truth:
         Raises:
             ConfigError: users or movies have no ids, or a number is not positive.
         """
+        check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
         for name, value in (("users", users), ("movies", movies), ("samples", samples)):
             check_integer(name, value, 1)
         pool = simulator.evaluation_contexts(20 * (users + movies), seed)
@@ -124,10 +127,18 @@ class Truth:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Inverse of :meth:`save`."""
+        """Inverse of :meth:`save`.
+
+        Raises:
+            StorageError: there is no such file, or it cannot be read.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        held = load_file(path)
+        try:
+            held = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{path}: expected a file that Truth.save wrote, but {error}") from error
         no_prompt = float(held["no_prompt"][0]) if "no_prompt" in held else None
         contexts = Contexts(held["context"], held["query"])
         return cls(contexts, held["choose"], held["score"], held["cluster"], no_prompt)
@@ -138,7 +149,15 @@ class Truth:
         return Truth(self.contexts.take(rows), *tables, self.no_prompt)
 
     def value(self, policy: Policy) -> Estimate:
-        """Return ``E[Σ_a π(a | x, q) E[r | x, q, a]]`` with a standard error over clusters."""
+        """Return ``E[Σ_a π(a | x, q) E[r | x, q, a]]`` with a standard error over clusters.
+
+        Raises:
+            ConfigError: not a policy.
+            DimensionError: the policy is over another number of prompts.
+        """
+        check_kind("policy", policy, Policy, "it needs n_prompts and probabilities(contexts)")
+        if policy.n_prompts != self.score.shape[1]:
+            raise DimensionError(f"policy: expected {self.score.shape[1]} prompts as here, got {policy.n_prompts}")
         terms = np.empty(len(self.contexts))
         for rows, _, pmf in pmf_by_parts(policy, self.contexts):
             terms[rows] = np.einsum("na,na->n", pmf, self.score[rows])

@@ -8,7 +8,7 @@ import pytest
 
 import agents
 import offprompts_env as op
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
 from tests.tiny_bundle import make_tiny_bundle
 
 CHOOSE = np.array([[0.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
@@ -105,3 +105,22 @@ def test_it_comes_back_from_its_file(tmp_path, no_prompt):
 def test_what_is_wrong_is_said(text, make, kind, message):
     with pytest.raises(kind, match=message):
         make(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda truth: op.Truth.exact(None), ConfigError, "simulator: expected"),
+        (
+            lambda truth: op.Truth.exact(op.SyntheticConfig(n_prompts=3).build(), 0),
+            ConfigError,
+            "n: expected an integer",
+        ),
+        (lambda truth: truth.value(3), ConfigError, "policy: expected"),
+        (lambda truth: truth.value(agents.UniformPolicy(7)), DimensionError, "expected 3 prompts as here, got 7"),
+        (lambda truth: op.Truth.load("nowhere.safetensors"), StorageError, "that Truth.save wrote"),
+    ],
+)
+def test_wrong_input_is_named(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make(op.Truth.exact(op.SyntheticConfig(n_prompts=3).build(), 10))
