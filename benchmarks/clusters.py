@@ -9,7 +9,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -149,19 +149,15 @@ class Dask:
         except ImportError as error:
             raise missing_dependency("distributed", "dask", "the engine dask") from error
         with self._connected(distributed) as client:
-            job = _job()
-            futures = {
-                client.submit(job, pickle.dumps((guarded, work, task)), pure=False): index
-                for index, task in enumerate(tasks)
-            }
-            try:
-                endings: Any = distributed.as_completed(list(futures))  # type: ignore[no-untyped-call]
-                for done in endings:
-                    yield futures.pop(done), _dask_result(distributed, done)
-            finally:
-                if futures:
-                    with suppress(Exception):  # the cluster may be what ended
-                        client.cancel(list(futures), force=True)
+            suspects = []
+            for index, found in _submitted(distributed, client, work, dict(enumerate(tasks))):
+                if isinstance(found, Failure) and found.message == DIED:
+                    suspects.append(index)
+                else:
+                    yield index, found
+            # Dask blames a death on all tasks that the worker held, run or not: each gets a worker to itself.
+            for index in suspects:
+                yield from _submitted(distributed, client, work, {index: tasks[index]})
 
     @contextmanager
     def _connected(self, distributed: Any) -> Iterator[Any]:
@@ -177,7 +173,7 @@ class Dask:
                 yield client
             return
         with ExitStack() as stack:
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}))
+            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
             # Started first, as it lets interrupts through again where it is started.
             resource_tracker.ensure_running()
             with no_interrupts_for_children():
@@ -187,6 +183,23 @@ class Dask:
                 )  # fmt: skip
             stack.enter_context(cluster)
             yield stack.enter_context(distributed.Client(cluster))
+
+
+def _submitted(
+    distributed: Any, client: Any, work: Callable[[T], R], tasks: Mapping[int, T]
+) -> Iterator[tuple[int, R | Failure]]:
+    job = _job()
+    futures = {
+        client.submit(job, pickle.dumps((guarded, work, task)), pure=False): index for index, task in tasks.items()
+    }
+    try:
+        endings: Any = distributed.as_completed(list(futures))  # type: ignore[no-untyped-call]
+        for done in endings:
+            yield futures.pop(done), _dask_result(distributed, done)
+    finally:
+        if futures:
+            with suppress(Exception):  # the cluster may be what ended
+                client.cancel(list(futures), force=True)
 
 
 def _dask_result(distributed: Any, future: Any) -> Any:

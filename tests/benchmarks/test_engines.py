@@ -102,6 +102,13 @@ def test_a_task_whose_worker_dies_once_is_tried_again(tmp_path: Path) -> None:
     assert dict(Joblib(1).run(die_once, [tmp_path / "died", tmp_path / "also"])) == {0: "second", 1: "second"}
 
 
+def test_tasks_that_a_dying_worker_held_are_not_to_blame() -> None:
+    pytest.importorskip("distributed")
+    found = dict(Dask(1).run(probe, ["die", "ok", "ok", "die", "ok"]))
+    assert {index for index, what in found.items() if isinstance(what, Failure)} == {0, 3}
+    assert [found[index] for index in (1, 2, 4)] == ["ok"] * 3
+
+
 def test_closing_stops_the_workers() -> None:
     before = set(psutil.Process().children(recursive=True))
     with closing(Joblib(2).run(probe, ["ok", "sleep", "sleep"])) as endings:  # type: ignore[type-var]
