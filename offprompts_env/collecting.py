@@ -23,7 +23,7 @@ from gymnasium.wrappers.common import OrderEnforcing, PassiveEnvChecker
 from offprompts_env.columns import Batches, concatenate, make_dataset
 from offprompts_env.config import check_integer
 from offprompts_env.envs import PromptEnv, PromptVectorEnv
-from offprompts_env.errors import ConfigError
+from offprompts_env.errors import ConfigError, foreign
 from offprompts_env.recording import (
     as_column,
     check_propensities,
@@ -187,8 +187,14 @@ def _record(
             kept = batch if (first, last) == (0, size) else batch.take(slice(first, last))
             keep(kept)
             if learn is not None:
-                learn(replace(kept, oracle=None))
+                with foreign(f"{_name(learn)} raised after row {index * size + last - 1}; the rows so far are kept"):
+                    learn(replace(kept, oracle=None))
             bar.update(len(kept))
+
+
+def _name(method: Callable[..., Any]) -> str:
+    owner = getattr(method, "__self__", None)
+    return f"{type(owner).__name__}.{method.__name__}" if owner is not None else getattr(method, "__name__", "agent")
 
 
 def _equal_parts(n: int) -> int:
@@ -317,7 +323,8 @@ def _act(policy: Policy | Agent, prompts: PromptSet) -> Act:
         _check_signature(policy, own)
 
         def act(contexts: Contexts, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-            result = own(contexts, rng)
+            with foreign(f"{_name(own)} raised in a batch of {len(contexts)} rounds; the rows before it are kept"):
+                result = own(contexts, rng)
             # Two bare actions would unpack as well.
             if not isinstance(result, tuple | list) or len(result) != 2:
                 raise ConfigError(
@@ -336,4 +343,10 @@ def _act(policy: Policy | Agent, prompts: PromptSet) -> Act:
             f"{type(policy).__name__}"
         )
     check_policy(policy, prompts, "env")
-    return lambda contexts, rng: sample_actions(policy, contexts, rng)
+
+    def draw(contexts: Contexts, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        name = type(policy).__name__
+        with foreign(f"{name} raised in a batch of {len(contexts)} rounds; the rows before it are kept"):
+            return sample_actions(policy, contexts, rng)
+
+    return draw

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class OffPromptsError(Exception):
@@ -50,6 +51,10 @@ class NumericalError(OffPromptsError, ArithmeticError):
     """A computation gave NaN or infinity."""
 
 
+class AgentError(OffPromptsError, RuntimeError):
+    """Code of an agent from elsewhere raised; the message names the call, the cause is the agent's own error."""
+
+
 class MissingDependencyError(OffPromptsError, ImportError):
     """An optional package is needed for what was asked."""
 
@@ -68,3 +73,14 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ConfigError(f"unknown {kind} {name!r}: {hint}valid: {', '.join(options)}")
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turn what code from elsewhere raises into an :class:`AgentError` that says `what` happened, and the error."""
+    try:
+        yield
+    except OffPromptsError:
+        raise
+    except Exception as error:
+        raise AgentError(f"{what}: {type(error).__name__}: {error}") from error

@@ -82,6 +82,30 @@ class Contexts:
             if value is not None:
                 object.__setattr__(self, name, _column(value, name, len(context), dtype))
 
+    @classmethod
+    def of(cls, observation: Mapping[str, Any], info: Mapping[str, Any] | None = None) -> Contexts:
+        """Return what an environment showed as contexts: one row for a single round, one a round for a batch.
+
+        Args:
+            observation: with the keys ``context`` and ``query``, as ``reset`` and ``step`` return it.
+            info: returned with it; ids and query text come from here.
+
+        Raises:
+            DataError: the observation has lost its keys, or has other shapes.
+        """
+        try:
+            shown = {name: np.asarray(observation[name], dtype=np.float32) for name in ("context", "query")}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(
+                f"observation: expected a dict with 'context' and 'query', got {type(observation).__name__}; pass what "
+                "the environment returned, before any wrapper that flattens it"
+            ) from error
+        names = ("user_id", "item_id", "query_text")
+        about = {name: info[name] for name in names if info is not None and name in info}
+        if shown["context"].ndim == 1:
+            return cls(**{name: value[None] for name, value in shown.items()}, **{k: [v] for k, v in about.items()})
+        return cls(**shown, **about)
+
     def __len__(self) -> int:
         return len(self.context)
 
