@@ -15,7 +15,8 @@ import agents
 from agents.worlds import Worlds
 from offprompts_env.config import check_number
 from offprompts_env.errors import ConfigError
-from offprompts_env.types import Agent, Policy, PromptSet
+from offprompts_env.rng import stream
+from offprompts_env.types import Agent, LoggedDataset, Policy, PromptSet
 
 T = TypeVar("T")
 
@@ -49,6 +50,34 @@ class Greedy(agents.OfflineLearner[agents.EpsilonGreedyPolicy]):
     def _learn(self, worlds: Worlds, callbacks: Sequence[agents.Callback]) -> Sequence[agents.EpsilonGreedyPolicy]:
         models = self.rewards.fit_many(worlds.stack.logs, seeds=worlds.seeds)
         return [agents.EpsilonGreedyPolicy(model, model.n_prompts) for model in models]
+
+
+@dataclass(frozen=True)
+class Shuffled(agents.OfflineLearner[Policy]):
+    """A learner that sees every prompt with the embedding of another, so that these say nothing of what prompts do.
+
+    What it loses by that is what it owes to the embeddings.
+
+    Attributes:
+        learner: with all its settings.
+    """
+
+    learner: agents.Learner
+
+    def _learn(self, worlds: Worlds, callbacks: Sequence[agents.Callback]) -> Sequence[Policy]:
+        logs = [_shuffled(log, seed) for log, seed in zip(worlds.stack.logs, worlds.seeds, strict=True)]
+        return self.learner.fit_many(
+            logs,
+            generators=worlds.generators,
+            logging_policies=worlds.logging_policies,
+            seeds=worlds.seeds,
+            callback=callbacks[0] if callbacks else None,
+        )
+
+
+def _shuffled(log: LoggedDataset, seed: int) -> LoggedDataset:
+    order = stream(seed, "benchmarks", "shuffled embeddings").permutation(log.n_prompts)
+    return replace(log, prompts=replace(log.prompts, embeddings=log.prompts.embeddings[order]))
 
 
 @dataclass(frozen=True)

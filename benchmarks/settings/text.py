@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import agents
 import offprompts_env as op
 from benchmarks.demo import movielens as demo
-from benchmarks.methods import QUICK, Effort, Greedy, Logging, Method, Skyline
+from benchmarks.methods import QUICK, Effort, Greedy, Logging, Method, Shuffled, Skyline
 from benchmarks.pages.stories import stories
 from benchmarks.plan import Point, Sweep
 from benchmarks.rows import Result
@@ -362,10 +362,22 @@ def _budgets() -> dict[int, Mapping[str, Method]]:
     return dict(sorted(points.items()))
 
 
+def _embeddings() -> tuple[Point, Point]:
+    """Return learners with the embeddings of prompts as they are, and shuffled for those that read them."""
+    readers = ("regression", "dr", "potec", "greedy", "sentence-greedy")
+    own = {name: TEXT[name] for name in ("is", "dso", *readers)}
+    shuffled: Mapping[str, Method] = {name: Shuffled(cast("agents.Learner", TEXT[name])) for name in readers}
+    return (
+        Point("embeddings=own", 0, TextSetting(), own),
+        Point("embeddings=shuffled", 1, TextSetting(), shuffled),
+    )
+
+
 def sweeps() -> list[Sweep]:
     """Return the sweeps on text.
 
-    DSO at 30,000 sentences and sentence-greedy at 0 are the very runs of the first sweep.
+    DSO at 30,000 sentences, sentence-greedy at 0, and learners with the embeddings as they are, are the very runs of
+    the first sweep.
     """
     return [
         Sweep(
@@ -385,6 +397,15 @@ def sweeps() -> list[Sweep]:
             "sentences",
             tuple(Point(f"budget={total}", total, TextSetting(), methods) for total, methods in _budgets().items()),
             worlds=2,
+            world_name="log",
+            quick_worlds=1,
+        ),
+        Sweep(
+            "movielens_embeddings",
+            "MovieLens: what the embeddings of prompts give away",
+            "embeddings of prompts",
+            _embeddings(),
+            worlds=5,
             world_name="log",
             quick_worlds=1,
         ),

@@ -9,7 +9,7 @@ import pytest
 
 import agents
 import offprompts_env as op
-from benchmarks.methods import Effort, Logging, Own
+from benchmarks.methods import Effort, Logging, Own, Shuffled
 from benchmarks.settings import text
 from benchmarks.settings.text import TEXT, CountedOutputs, TextSetting
 from benchmarks.store import Store
@@ -194,3 +194,16 @@ def test_the_sweep_of_budgets_shares_runs_with_the_first_one():
                 assert learner.max_sentences + learner.density.max_sentences == point.x
             else:
                 assert learner.models.budget == point.x
+
+
+def test_shuffled_embeddings_change_what_reads_them_alone(setting, store, results):
+    readers = {name: setting.perform(Shuffled(TEXT[name]), UNITS, store) for name in ("is", "greedy")}
+    values = {name: [one.value for one in own] for name, own in readers.items()}
+    assert values["is"] == [one.value for one in results["is"]]
+    assert values["greedy"] != [one.value for one in results["greedy"]]
+
+
+def test_the_sweep_of_embeddings_shares_runs_with_the_first_one():
+    first = {run.key for run in SWEEPS["movielens"].runs()}
+    for run in SWEEPS["movielens_embeddings"].runs():
+        assert (run.key in first) == (run.point.name == "embeddings=own")
