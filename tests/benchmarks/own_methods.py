@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 import agents
+from agents.adapters import FunctionAgent
 
 
 def learner(prompts: Any, seed: int) -> Any:
@@ -25,3 +28,25 @@ def _learner(prompts: Any, seed: int, steps: int) -> Any:
 
 
 bound = partial(_learner, steps=3)
+
+
+counts = np.empty(0)
+"""Of the last adapter."""
+
+
+def adapter(prompts: Any, seed: int) -> Any:
+    global counts
+    totals, counts = np.zeros(len(prompts)), np.ones(len(prompts))
+
+    def best(contexts: Any) -> Any:
+        return np.full(len(contexts), np.argmax(totals / counts))
+
+    def learn(log: Any) -> None:
+        np.add.at(totals, log.action, log.reward)
+        np.add.at(counts, log.action, 1)
+
+    return FunctionAgent.choosing(prompts, best, epsilon=0.2, learn=learn)
+
+
+def uniform(prompts: Any, seed: int) -> Any:
+    return agents.UniformPolicy(len(prompts))

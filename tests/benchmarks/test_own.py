@@ -12,6 +12,7 @@ from benchmarks.settings.estimation import EstimationSetting
 from benchmarks.settings.vectors import VectorSetting
 from benchmarks.store import Store
 from offprompts_env.errors import ConfigError
+from tests.benchmarks import own_methods
 
 pytestmark = pytest.mark.filterwarnings("ignore::agents.TrainingWarning")
 
@@ -38,6 +39,15 @@ def test_an_own_learner_gives_what_the_same_built_in_one_gives(name: str, tmp_pa
 def test_an_own_estimator_gives_what_the_same_built_in_one_gives(tmp_path: Path) -> None:
     built_in, mine = (ESTIMATION.perform(method, UNITS, Store(tmp_path)) for method in (agents.IS(), own("estimator")))
     assert [result.measures for result in mine] == [result.measures for result in built_in]
+
+
+def test_an_adapter_learns_by_playing_and_is_valued_by_its_pmf(tmp_path: Path) -> None:
+    (fixed,) = VECTORS.perform(own("uniform"), UNITS[:1], Store(tmp_path))
+    (found,) = VECTORS.perform(own("adapter"), UNITS[:1], Store(tmp_path))
+    assert fixed.value == pytest.approx(fixed.references["uniform"], abs=1e-6)
+    # It counts its rounds from one a prompt; what it settles on is not uniform.
+    assert own_methods.counts.sum() == 5 + VECTORS.n
+    assert abs(found.value - fixed.value) > 1e-3
 
 
 @pytest.mark.parametrize(
