@@ -116,3 +116,24 @@ def test_estimate_of_mean_and_paired_difference() -> None:
         estimate.minus(Estimate.of_mean(terms[:2]))
     with pytest.raises(DataError, match="at least one round"):
         Estimate.of_mean(np.array([]))
+
+
+def test_an_observation_becomes_contexts() -> None:
+    observation = {"context": np.arange(2.0), "query": np.arange(3.0)}
+    one = Contexts.of(observation, {"user_id": 7, "query_text": "Heat (1995)", "output": np.zeros(4)})
+    assert (one.context.shape, one.query.shape, one.context.dtype) == ((1, 2), (1, 3), np.float32)
+    assert (one.user_id.tolist(), one.query_text.tolist(), one.item_id) == ([7], ["Heat (1995)"], None)
+    batch = Contexts.of(
+        {"context": np.zeros((4, 2)), "query": np.zeros((4, 3))},
+        {"item_id": np.arange(4), "query_text": np.array(["a", "b", "c", "d"])},
+    )
+    assert (len(batch), batch.item_id.tolist(), batch.query_text.tolist()) == (4, [0, 1, 2, 3], ["a", "b", "c", "d"])
+    assert len(Contexts.of({"context": np.zeros((4, 2)), "query": np.zeros((4, 3))})) == 4
+
+
+@pytest.mark.parametrize(
+    "observation", [np.zeros(5), {"context": np.zeros(2)}, None, {"context": "x", "query": np.zeros(2)}]
+)
+def test_what_is_no_observation_is_told(observation: object) -> None:
+    with pytest.raises(DataError, match="'context' and 'query'"):
+        Contexts.of(observation)  # type: ignore[arg-type]
