@@ -68,7 +68,7 @@ def from_dataframe(
             (counted from 0), expected and actual.
         ActionError: an action is not in the catalogue.
     """
-    catalogue = _catalogue(prompts, embeddings)
+    catalogue = catalogue_of(prompts, embeddings)
 
     def optional(name: str, given: str | None) -> str | None:
         return given if given is not None else (name if name in frame.columns else None)
@@ -118,7 +118,12 @@ def to_dataframe(log: LoggedDataset) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _catalogue(prompts: PromptSet | Sequence[str], embeddings: npt.ArrayLike | None) -> PromptSet:
+def catalogue_of(prompts: PromptSet | Sequence[str], embeddings: npt.ArrayLike | None) -> PromptSet:
+    """Return the catalogue that a caller passed as such, or as texts with their embeddings.
+
+    Raises:
+        DataError: texts without embeddings, or embeddings beside a catalogue.
+    """
     if isinstance(prompts, PromptSet):
         if embeddings is not None:
             raise DataError("embeddings: expected none beside a PromptSet, which has its own; pass one of them")
