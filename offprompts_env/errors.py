@@ -47,6 +47,10 @@ class ModelError(OffPromptsError, ValueError):
     """A language model, encoder or tokenizer cannot be used as it is."""
 
 
+class ServerError(OffPromptsError, RuntimeError):
+    """A server refuses to answer, or did not answer in the time it was given; what was complete can be kept."""
+
+
 class NumericalError(OffPromptsError, ArithmeticError):
     """A computation gave NaN or infinity."""
 
