@@ -56,7 +56,7 @@ def _of_propensities(log: LoggedDataset, chosen: Propensities) -> Iterator[Findi
         yield _note(
             "propensity",
             f"unknown in {chosen.unknown:,} of {len(log):,} rounds: how prompts were chosen must be assumed or "
-            "estimated (agents.BehaviorCloning), and an estimate is right only as far as all that decided is in the context",
+            "estimated (agents.BehaviorCloning), and estimates are right only if all that decided is in the context",
         )
     if chosen.known == 0:
         return
