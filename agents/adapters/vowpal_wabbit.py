@@ -117,11 +117,11 @@ class VowpalWabbit(Adapter):
             DimensionError: contexts of another dimension than it learned from.
         """
         check_kind("contexts", contexts, Contexts, "of an observation take Contexts.of(observation)")
-        pmf = np.empty((len(contexts), self.n_prompts))
-        with foreign(f"Vowpal Wabbit raised in {len(contexts)} rounds"):
-            # One by one: Vowpal Wabbit has no call for many contexts.
-            for row, line in enumerate(self._described(contexts)):
-                pmf[row] = self._predict(line)
+        lines = list(self._described(contexts))
+        with foreign(f"Vowpal Wabbit raised in {len(lines)} rounds"):
+            # One by one, since Vowpal Wabbit has no call for many contexts; but each context once.
+            known = {line: self._predict(line) for line in dict.fromkeys(lines)}
+            pmf = np.array([known[line] for line in lines]) if lines else np.empty((0, self.n_prompts))
         check_probabilities(pmf, len(contexts), self.n_prompts)
         pmf /= pmf.sum(axis=1, keepdims=True)  # theirs are float32
         return pmf
