@@ -74,7 +74,7 @@ def _blocks(files: Sequence[Path], wanted: Fields, *, actions_only: bool = False
                 for batch in reader:
                     yield Block(pa.Table.from_batches([batch]), layout, partial(_place, file, start))
                     start += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: expected CSV with the same types in all rows: {error}") from error
 
 

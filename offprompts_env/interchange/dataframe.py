@@ -215,6 +215,10 @@ def _numbers(frame: pd.DataFrame, source: str, name: str, *, missing: bool = Fal
             f"{source}: expected a number, got {column.iloc[int(empty.argmax())]!r} in row {empty.argmax()}"
         )
     if pd.api.types.is_integer_dtype(column.dtype) and not empty.any():
+        large = (column > np.iinfo(np.int64).max).to_numpy(dtype=bool)
+        if large.any():
+            row = int(large.argmax())
+            raise DataError(f"{source}: expected an integer of 64 bits, got {column.iloc[row]} in row {row}")
         return column.to_numpy(dtype=np.int64)
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=math.nan)
@@ -226,7 +230,8 @@ def _numbers(frame: pd.DataFrame, source: str, name: str, *, missing: bool = Fal
 
 def _integers(values: Array, source: str) -> IntArray:
     if not np.issubdtype(values.dtype, np.integer):
-        wrong = ~np.isfinite(values) | (values != np.floor(values))
+        # Beyond 2**53 a float may stand for another integer than was meant; NaN fails every comparison.
+        wrong = ~((np.abs(values) <= 2**53) & (values == np.floor(values)))
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(f"{source}: expected an integer, got {values[row]} in row {row}")

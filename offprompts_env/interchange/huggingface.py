@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from offprompts_env.columns import check_texts
 from offprompts_env.errors import DataError, missing_dependency
 from offprompts_env.interchange.header import choose_prompts, header_text, is_header, parse_header
 from offprompts_env.interchange.tables import (
@@ -98,7 +97,6 @@ def to_huggingface(log: LoggedDataset) -> datasets.Dataset:
         MissingDependencyError: the package ``datasets`` is not installed.
     """
     library = _library()
-    check_texts(log)
     return library.Dataset(to_table(log), info=library.DatasetInfo(description=header_text(log)))
 
 
@@ -116,6 +114,8 @@ def _place(start: int, row: int) -> str:
 
 def _blocks(dataset: Any, wanted: Fields, *, actions_only: bool = False) -> Iterator[Block]:
     """Yield the rows as Arrow tables; of a dataset that knows its columns, those that are needed."""
+    import pyarrow as pa
+
     start = 0
     layout = None
     if dataset.features is not None:
@@ -127,6 +127,16 @@ def _blocks(dataset: Any, wanted: Fields, *, actions_only: bool = False) -> Iter
         dataset = dataset.select_columns(
             sorted({source if source in names else source.split(".")[0] for source in sources})
         )
-    for table in dataset.with_format("arrow").iter(BLOCK_ROWS):
+    tables = dataset.with_format("arrow").iter(BLOCK_ROWS)
+    while True:
+        try:
+            table = next(tables, None)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{_PLACE}: cannot read after row {start}: {error}; make a datasets.Dataset of it first, which has "
+                "the same types in all rows"
+            ) from error
+        if table is None:
+            return
         yield Block(table, layout or resolve(table.schema, wanted, _PLACE), partial(_place, start))
         start += table.num_rows

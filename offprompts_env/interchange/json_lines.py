@@ -117,7 +117,7 @@ def _blocks(files: Sequence[Path], wanted: Fields, *, actions_only: bool = False
         while read := list(islice(lines, _ROWS)):
             numbers, rows = zip(*read, strict=True)
             place = partial(_place, file, numbers)
-            keys = set().union(*rows)
+            keys = {key for names in set(map(tuple, rows)) for key in names}
             # Paths into nested objects are taken for columns of that name from here on.
             names = sorted(keys | {name for name in wanted.named() if "." in name and _is_path(name, rows)})
             schema = pa.schema([(name, pa.null()) for name in names])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy.typing as npt
 
-from offprompts_env.columns import check_texts
 from offprompts_env.errors import DataError, StorageError
 from offprompts_env.interchange.common import whole_file
 from offprompts_env.interchange.files import Files, find_files
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _KEY = b"offprompts"
+_SUFFIXES = (".parquet", ".pq")
 
 
 def from_parquet(
@@ -66,7 +66,7 @@ def from_parquet(
     Warns:
         UserWarning: two files have the same content.
     """
-    source = _Source(files, columns)
+    source = _Source(find_files(files, *_SUFFIXES), columns)
     catalogue = source.prompts(prompts, embeddings)
     return join(source.blocks(), catalogue, source.metadata(metadata), str(files))
 
@@ -99,7 +99,7 @@ def convert_parquet(
         DataError: as :func:`from_parquet`.
         ActionError: an action is not in the catalogue.
     """
-    source = _Source(files, columns)
+    source = _Source(find_files(files, *_SUFFIXES), columns)
     catalogue = source.prompts(prompts, embeddings)
     with ShardWriter(path, catalogue, source.metadata(metadata), mode=mode) as writer:
         for part in rounds(source.blocks(), catalogue):
@@ -124,7 +124,6 @@ def to_parquet(log: LoggedDataset, path: str | Path) -> Path:
     import pyarrow.parquet as pq
 
     target = Path(path)
-    check_texts(log)
     table = to_table(log).replace_schema_metadata({_KEY: header_text(log).encode()})
     with whole_file(target) as handle:
         pq.write_table(
@@ -141,8 +140,8 @@ def to_parquet(log: LoggedDataset, path: str | Path) -> Path:
 class _Source:
     """Parquet files, with what their footers say; rows are read when they are asked for."""
 
-    def __init__(self, files: Files, columns: Columns) -> None:
-        self._files = find_files(files, ".parquet", ".pq")
+    def __init__(self, files: Sequence[Path], columns: Columns) -> None:
+        self._files = files
         self._wanted = Fields.of(columns)
         headers = []
         for file in self._files:
@@ -225,5 +224,5 @@ def _open(file: Path, **options: Any) -> pq.ParquetFile:
 
     try:
         return pq.ParquetFile(file, **options)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise StorageError(f"{file}: expected a Parquet file, cannot read it: {error}") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from offprompts_env.columns import column_types, concatenate, make_dataset
+from offprompts_env.columns import check_texts, column_types, concatenate, make_dataset
 from offprompts_env.errors import ActionError, DataError, PropensityError, unknown_name
 from offprompts_env.interchange.dataframe import Vector
 from offprompts_env.types import Array, FloatArray, IntArray, LoggedDataset, LogMetadata, PromptSet
@@ -109,11 +109,23 @@ class Block:
         table: their columns.
         layout: which column is what.
         place: row of the block to where that is, for messages, such as "row 7 of part-0.parquet".
+
+    Raises:
+        DataError: texts that are not Unicode, or offsets and indices that lead out of their column: what a reader takes
+            on trust, and what would crash later.
     """
 
     table: pa.Table
     layout: Layout
     place: Callable[[int], str]
+
+    def __post_init__(self) -> None:
+        import pyarrow as pa
+
+        try:
+            self.table.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"damaged rows from {self.place(0)} on: {error}; restore them from a copy") from error
 
 
 def resolve(schema: pa.Schema, wanted: Fields, place: str) -> Layout:
@@ -396,19 +408,10 @@ def _words(block: Block, source: str) -> tuple[pa.Array, IntArray | None]:
     return words, indices
 
 
-def _objects(block: Block, source: str, words: pa.Array) -> Array:
-    try:
-        return np.asarray(words.to_numpy(zero_copy_only=False), dtype=object)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source}: expected valid Unicode, got {error.object[:40]!r} in rows from {block.place(0)} on"
-        ) from error
-
-
 def _texts(block: Block, name: str) -> Array:
     (source,) = block.layout[name]
     words, indices = _words(block, source)
-    texts = _objects(block, source, words)
+    texts = np.asarray(words.to_numpy(zero_copy_only=False), dtype=object)
     # Rows that share a word share the object: a file can't grow by orders of magnitude in memory.
     return texts if indices is None else texts[indices]
 
@@ -478,7 +481,7 @@ def distinct_prompts(blocks: Iterable[Block], embeddings: npt.ArrayLike | None) 
                 block, source, 0, "prompt texts, as no prompts were passed", _column(block, source).type,
                 "pass prompts= the catalogue that actions index",
             )  # fmt: skip
-        found.update(_objects(block, source, pc.unique(_words(block, source)[0])))
+        found.update(pc.unique(_words(block, source)[0]).to_pylist())
         if len(found) > _MOST_ONE_HOT and embeddings is None:
             raise DataError(
                 f"{source}: expected at most {_MOST_ONE_HOT:,} distinct prompts without embeddings, got more by "
@@ -491,7 +494,11 @@ def distinct_prompts(blocks: Iterable[Block], embeddings: npt.ArrayLike | None) 
 
 
 def to_table(log: LoggedDataset) -> pa.Table:
-    """Return one row a round: vectors as FixedSizeList, an unknown propensity as null, and the text of the prompt."""
+    """Return one row a round: vectors as FixedSizeList, an unknown propensity as null, and the text of the prompt.
+
+    Raises:
+        DataError: a text is not valid Unicode.
+    """
     import pyarrow as pa
 
     arrays: dict[str, pa.Array] = {}
@@ -506,12 +513,25 @@ def to_table(log: LoggedDataset) -> pa.Table:
         elif name == "propensity":
             arrays[name] = pa.array(values, mask=np.isnan(values))
         elif kind == "string":
-            arrays[name] = pa.array(values, type=pa.large_string())
+            arrays[name] = _as_text(log, values)
         else:
             arrays[name] = pa.array(values.astype(kind, copy=False))
         if name == "action" and log.prompts.texts is not None:
             arrays["prompt"] = pa.array(log.prompts.texts, type=pa.large_string()).take(pa.array(values))
     return pa.table(arrays)
+
+
+def _as_text(log: LoggedDataset, texts: Array) -> pa.Array:
+    import pyarrow as pa
+
+    # Arrow notices by itself what is no valid text, bytes apart; where that is, is looked for only then.
+    if set(map(type, texts)) != {str}:
+        check_texts(log)
+    try:
+        return pa.array(texts, type=pa.large_string())
+    except UnicodeEncodeError:
+        check_texts(log)
+        raise
 
 
 def without_columns(wanted: Fields, widths: Iterable[str]) -> Fields:

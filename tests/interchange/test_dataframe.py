@@ -157,6 +157,18 @@ WRONG: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, Any], t
     ),
     "no sentence": (cell("said", np.nan), NAMES, DataError, "said: expected text, got nan in row 2; fill empty cells"),
     "no id": (cell("who", None), NAMES, DataError, "who: expected a number, got None in row 2"),
+    "large id": (
+        lambda f: f.assign(who=np.array([1, 2, 2**64 - 1, 3], dtype=np.uint64)),
+        NAMES,
+        DataError,
+        "who: expected an integer of 64 bits, got 18446744073709551615 in row 2",
+    ),
+    "rounded id": (
+        lambda f: f.assign(who=[1, 2, 1e300, 3]),
+        NAMES,
+        DataError,
+        "expected an integer, got 1e.300 in row 2",
+    ),
     "half id": (cell("who", 7.5), NAMES, DataError, "who: expected an integer, got 7.5 in row 2"),
     "no oracle": (
         lambda f: f,
