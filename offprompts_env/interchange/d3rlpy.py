@@ -55,6 +55,8 @@ def from_d3rlpy(
 ) -> LoggedDataset:
     """Make a log of one-step episodes; propensities are unknown, NaN, and there are no outputs (d_o = 0).
 
+    A round that ended by a time limit is not there: d3rlpy drops one-step episodes that are truncated, without a word.
+
     Args:
         dataset: an ``MDPDataset`` or another replay buffer of d3rlpy.
         prompts: the catalogue that its actions index.
@@ -62,7 +64,7 @@ def from_d3rlpy(
         metadata: provenance.
 
     Raises:
-        DataError: an episode is longer than one step or was cut off, or an observation is no vector.
+        DataError: an episode is longer than one step, or an observation is no vector.
         DimensionError: observations have fewer than `context_dim` numbers.
         ActionError: actions are not those of the catalogue.
     """
@@ -75,11 +77,10 @@ def from_d3rlpy(
         raise DataError("dataset: expected at least one episode, got none")
     # Episodes are objects of their own: d3rlpy has no arrays of all rounds.
     for index, episode in enumerate(episodes):
-        if len(episode.rewards) != 1 or not episode.terminated:
-            how = "terminated" if episode.terminated else "not terminated"
+        if len(episode.rewards) != 1:
             raise DataError(
-                f"dataset: expected episodes of one step that terminate, got one of {len(episode.rewards)} steps, "
-                f"{how}, at position {index}; set a terminal of 1 after each round"
+                f"dataset: expected episodes of one step, got one of {len(episode.rewards)} steps at position {index}; "
+                "set a terminal of 1 after each round"
             )
     observations = _stack(episodes, "observations")
     if observations.ndim != 2:

@@ -141,8 +141,8 @@ def from_minari(
     for index, episode in enumerate(_episodes(found)):
         for name, values in _read_episode(episode, names).items():
             parts.setdefault(name, []).append(values)
-        for name, values in parts.items():
-            if len(values) != index + 1:
+        for name, found_so_far in parts.items():
+            if len(found_so_far) != index + 1:
                 raise DataError(f"{name}: expected it in all episodes or in none, but only some up to {index} have it")
     if not parts:
         raise DataError(f"{found.id}: expected at least one episode, got none")

@@ -2,18 +2,20 @@
 
 One line a round, for ``--cb_explore A``; actions count from 1 and a cost is a negative reward:
 
-    2:-0.5:0.25 |c 0:1.5 1:-2 |q 0:3
+    2:-0.5:0.25 |c c0:1.5 c1:-2 |q q0:3
 
 Several lines a round, one an action with its features, for ``--cb_explore_adf``:
 
-    shared |c 0:1.5 1:-2 |q 0:3
-    |e 0:1 1:0
-    2:-0.5:0.25 |e 0:0 1:1
+    shared |c c0:1.5 c1:-2 |q q0:3
+    |e e0:1 e1:0
+    2:-0.5:0.25 |e e0:0 e1:1
     <empty line>
 
-Namespaces are ``c`` (context), ``q`` (query) and ``e`` (prompt embedding); only indices name features, so nothing in
-the data can be taken for syntax. Numbers are the shortest that read back as the same float (propensities: double).
-Arrow makes and reads the text of many rows at once, so that a file is never held as a whole.
+Namespaces are ``c`` (context), ``q`` (query) and ``e`` (prompt embedding). A feature is named by its namespace and
+index, so nothing in the data can be taken for syntax. Names that are only numbers would not do: Vowpal Wabbit takes them for
+hashes, and those of neighbours share weights with ``--cb_explore`` (9.11.9). Numbers are the shortest that read back as
+the same float (propensities: double). Arrow makes and reads the text of many rows at once, so that a file is never held
+as a whole.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ _LABELLED = re.compile(rb"\n[^|\n]")
 
 
 def to_vowpal(log: LoggedDataset, path: str | Path) -> Path:
-    """Write one line a round, ``action:cost:probability |c 0:x ... |q 0:q ...``, and return the path.
+    """Write one line a round, ``action:cost:probability |c c0:x ... |q q0:q ...``, and return the path.
 
     Args:
         log: the rounds, all with known propensities: Vowpal Wabbit would skip a row without one in silence.
@@ -68,7 +70,7 @@ def to_vowpal(log: LoggedDataset, path: str | Path) -> Path:
 
 
 def to_vowpal_adf(log: LoggedDataset, path: str | Path) -> Path:
-    """Write for each round ``shared |c ... |q ...`` and a line ``|e 0:e ...`` for every prompt, and return the path.
+    """Write for each round ``shared |c ... |q ...`` and a line ``|e e0:e ...`` for every prompt, and return the path.
 
     The line of the recorded prompt begins with its label. Every round repeats all embeddings, as the format asks: n · A
     · d_e numbers. Arguments and errors are those of :func:`to_vowpal`.
@@ -104,16 +106,16 @@ def _label(log: LoggedDataset) -> list[Any]:
 
 
 def _shown(log: LoggedDataset) -> list[Any]:
-    """Return the pieces of `` |c 0:x ... |q 0:q ...``; a vector of dimension 0 has no namespace."""
+    """Return the pieces of `` |c c0:x ... |q q0:q ...``; a vector of dimension 0 has no namespace."""
     vectors = ((_CONTEXT, log.context), (_QUERY, log.query))
     pieces = [piece for name, v in vectors if v.shape[1] for piece in (" |", *_features(v, name))]
     return pieces or [" |"]
 
 
 def _features(matrix: FloatArray, name: str) -> list[Any]:
-    """Return the pieces of ``name 0:v 1:v ...``, one row of text a row of `matrix`."""
+    """Return the pieces of ``c c0:v c1:v ...``, one row of text a row of `matrix`."""
     columns = np.ascontiguousarray(matrix.T)
-    return [name, *(piece for i, column in enumerate(columns) for piece in (f" {i}:", _texts(column)))]
+    return [name, *(piece for i, column in enumerate(columns) for piece in (f" {name}{i}:", _texts(column)))]
 
 
 def _texts(values: Array) -> pa.Array:
@@ -164,9 +166,10 @@ def from_vowpal(
     query: str = _QUERY,
     metadata: LogMetadata | None = None,
 ) -> LoggedDataset:
-    """Read a file of lines ``action:cost:probability |c 0:1.5 ...``; a label without a probability makes it NaN.
+    """Read a file of lines ``action:cost:probability |c c0:1.5 ...``; a label without a probability makes it NaN.
 
-    Features are named by index, one that is missing is 0, and one without a value is 1. There are no outputs (d_o = 0).
+    Features are named by index, with or without the namespace before it (``c0`` or ``0``); one that is missing is
+    0, and one without a value is 1. There are no outputs (d_o = 0).
 
     Args:
         path: of the file.
@@ -325,7 +328,7 @@ class _Rounds:
 
 
 def _embeddings(actions: bytes, first_line: int, name: str, file: Path) -> FloatArray:
-    """Return the features (A, d_e) of lines ``|e 0:v ...``."""
+    """Return the features (A, d_e) of lines ``|e e0:v ...``."""
     cells = Cells()
     lines = actions.split(b"\n")
     for row, line in enumerate(lines):

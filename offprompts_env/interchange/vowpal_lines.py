@@ -53,7 +53,7 @@ def parse_lines(block: bytes, lines: IntArray, names: tuple[str, str], file: Pat
 
 _OF_NUMBERS = b"0123456789.+-eE"
 _TO_SPACES = bytes.maketrans(b":|", b"  ")
-_ALIKE = re.compile(rb"[^ :|]+:[^ :|]+:[^ :|]+(?: \|[^ :|]*(?: \d+:[^ :|]+)*)+")
+_ALIKE = re.compile(rb"[^ :|]+:[^ :|]+:[^ :|]+(?: \|[^ :|]*(?: [^ :|]+:[^ :|]+)*)+")
 
 
 def _parse_alike(block: bytes, lines: IntArray, names: tuple[str, str]) -> Rows | None:
@@ -69,13 +69,13 @@ def _parse_alike(block: bytes, lines: IntArray, names: tuple[str, str]) -> Rows 
     marks = (first + b"\n").translate(None, _OF_NUMBERS)
     if not _ALIKE.fullmatch(first) or block.translate(None, _OF_NUMBERS) != marks * len(lines):
         return None
-    fixed, numbers = _layout(first)
-    spaces = [name for name, _ in numbers]
-    if not set(spaces) <= {*names, ""} or len(set(spaces)) < len(spaces):
+    layout = _layout(first, names)
+    if layout is None:
         return None
+    fixed, numbers = layout
     types = {"0": pa.int64(), "1": pa.float32(), "2": pa.float64()}
     types |= {str(column): pa.string() for column in fixed}
-    types |= {str(column): pa.float32() for _, features in numbers for column in features.values()}
+    types |= {str(column): pa.float32() for features in numbers.values() for column in features.values()}
     try:
         table = csv.read_csv(
             pa.BufferReader(block.translate(_TO_SPACES)),
@@ -89,26 +89,38 @@ def _parse_alike(block: bytes, lines: IntArray, names: tuple[str, str]) -> Rows 
         )
     except pa.ArrowInvalid:
         return None
-    return _of_table(table, lines, fixed, dict(numbers), names)
+    return _of_table(table, lines, fixed, numbers, names)
 
 
-def _layout(first: bytes) -> tuple[dict[int, str], list[tuple[str, dict[int, int]]]]:
+def _layout(first: bytes, names: tuple[str, str]) -> tuple[dict[int, str], dict[str, dict[int, int]]] | None:
     """Return which columns are the same text in all lines like `first`, and of each namespace {index: column}."""
     fixed: dict[int, str] = {}
-    numbers: list[tuple[str, dict[int, int]]] = []
+    numbers: dict[str, dict[int, int]] = {}
     column = 3
     for section in first.split(b"|")[1:]:
         name, *features = section.decode("ascii", "replace").split(" ")
+        if name in numbers or name not in (*names, ""):
+            return None
+        numbers[name] = {}
         # Between a number and a name there are " |", of which a splitter makes an empty column.
         fixed |= {column: "", column + 1: name}
         column += 2
-        numbers.append((name, {}))
         for feature in filter(None, features):
-            index = feature.partition(":")[0]
-            fixed[column] = index
-            numbers[-1][1][int(index)] = column + 1
+            word = feature.partition(":")[0]
+            index = _index(word, name)
+            if index is None or index in numbers[name]:
+                return None
+            fixed[column], numbers[name][index] = word, column + 1
             column += 2
     return fixed, numbers
+
+
+def _index(word: str, name: str) -> int | None:
+    """Return the index of a feature ``c3`` or ``3`` of namespace ``c``, or None if it is named otherwise."""
+    digits = word if name.isdigit() else word.removeprefix(name)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9) or int(digits) >= _LARGEST_INDEX:
+        return None
+    return int(digits)
 
 
 def _of_table(
@@ -123,8 +135,6 @@ def _of_table(
     matrices = []
     for name in names:
         features = numbers.get(name, {})
-        if features and max(features) >= _LARGEST_INDEX:
-            return None
         matrix = np.zeros((len(lines), max(features, default=-1) + 1), dtype=np.float32)
         for index, column in features.items():
             matrix[:, index] = table.column(column).to_numpy()
@@ -206,14 +216,17 @@ def sections(
             raise wrong(
                 file, line, f"expected features in namespace {expected} (pass the names of yours)", b"|" + section
             )
-        yield name, [_feature(word, line, file) for word in words]
+        yield name, [_feature(word, name, line, file) for word in words]
 
 
-def _feature(word: bytes, line: int, file: Path) -> tuple[int, float]:
-    index, colon, value = word.partition(b":")
-    if not index.isdigit() or len(index) > 9 or int(index) >= _LARGEST_INDEX:
-        raise wrong(file, line, f"expected features named by an index below {_LARGEST_INDEX}, as in '0:1.5'", word)
-    return int(index), _number(value, line, file) if colon else 1.0
+def _feature(word: bytes, name: str, line: int, file: Path) -> tuple[int, float]:
+    before, colon, value = word.partition(b":")
+    index = _index(before.decode("utf-8", "replace"), name)
+    if index is None:
+        raise wrong(
+            file, line, f"expected features named by an index below {_LARGEST_INDEX}, as in '{name}0:1.5'", word
+        )
+    return index, _number(value, line, file) if colon else 1.0
 
 
 def _number(text: bytes, line: int, file: Path) -> float:
