@@ -44,7 +44,10 @@ def _envs(num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
 def sb3(num_envs: int = 256, n_steps: int = 5, updates: int = 50) -> list[Figure]:
     """Steps a second of A2C, and rounds a second of recording what a model does.
 
-    Training in single environments is measured at their own best number, a tenth as many rounds.
+    Args:
+        num_envs: rounds at once, also where single environments play them in turn.
+        n_steps: steps an update.
+        updates: updates measured; a tenth of them in single environments.
     """
     from stable_baselines3 import A2C
     from stable_baselines3.common.vec_env import DummyVecEnv
