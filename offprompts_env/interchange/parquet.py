@@ -144,13 +144,21 @@ class _Source:
         self._files = files
         self._wanted = Fields.of(columns)
         headers = []
+        self._bare: Path | None = None
         for file in self._files:
             found = _open(file).schema_arrow.metadata or {}
             if _KEY in found:
                 headers.append(parse_header(found[_KEY], str(file)))
+            else:
+                self._bare = file
         self._header: Header | None = same_header(headers)
 
     def prompts(self, given: PromptSet | Sequence[str] | None, embeddings: npt.ArrayLike | None) -> PromptSet:
+        if given is None and self._header is not None and self._bare is not None:
+            raise DataError(
+                f"{self._bare}: expected a prompt catalogue as in {self._header.place}, it has none; pass prompts="
+            )
+
         def distinct() -> PromptSet:
             return distinct_prompts(self.blocks(actions_only=True), embeddings)
 

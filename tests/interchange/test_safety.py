@@ -248,6 +248,15 @@ def test_mixed_catalogues(tmp_path: Path) -> None:
     assert not (tmp_path / "log").exists()
 
 
+def test_a_file_without_a_catalogue_among_others(tmp_path: Path) -> None:
+    log = make_log(5)
+    to_parquet(log, tmp_path / "a.parquet")
+    pq.write_table(pq.read_table(tmp_path / "a.parquet").replace_schema_metadata(None), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet: expected a prompt catalogue as in .*a.parquet, .* pass prompts="):
+        from_parquet(tmp_path)
+    assert len(from_parquet(tmp_path, log.prompts)) == 10
+
+
 def test_mixed_environments(tmp_path: Path) -> None:
     from dataclasses import replace
 
