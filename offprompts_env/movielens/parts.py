@@ -24,9 +24,10 @@ from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, Rew
 from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
-from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.language_model import CausalLM, LanguageModel
 from offprompts_env.text.loading import DTYPES
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
+from offprompts_env.text.served import ServedLM, Server, is_url
 from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
 
 SimulatorName = Literal["distilbert", "collaborative"]
@@ -126,11 +127,16 @@ class MovieLensConfig(Config):
         n_prompts: the first this many keywords are the prompts; None for all.
         keywords: your own prompts in place of the bundle's keywords.
         language_model: directory or hub id of a causal LM in place of the bundle's; the published choice is
-            "mistralai/Mistral-7B-Instruct-v0.2".
+            "mistralai/Mistral-7B-Instruct-v0.2". Or the address of a server that speaks the OpenAI protocol, such as
+            "http://127.0.0.1:8000/v1".
+        server: settings of :class:`~offprompts_env.text.served.Server`, at least the model's name there:
+            ``{"model": name}``. Without an address in `language_model` it is that in the environment variable
+            ``OPENAI_BASE_URL``, which a log does not record, so that the server may move.
         template: what it is asked, with ``{query}`` and ``{prompt}``; None for the bundle's, or for another language
             model :data:`INSTRUCTION`.
         template_without_prompt: the same with ``{query}`` only.
-        chat_template: whether another language model is asked in the form of its chat template.
+        chat_template: whether another language model is asked in the form of its chat template; a server then gets
+            the prompt as a chat, and as plain text otherwise.
         pad_token: see :class:`~offprompts_env.text.language_model.CausalLM`.
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` on top of the bundle's, or for another
             language model on top of the defaults.
@@ -158,6 +164,7 @@ class MovieLensConfig(Config):
     n_prompts: int | None = None
     keywords: tuple[str, ...] | None = None
     language_model: str | None = None
+    server: Mapping[str, Any] | None = None
     template: str | None = None
     template_without_prompt: str | None = None
     chat_template: bool = False
@@ -212,8 +219,23 @@ class MovieLensConfig(Config):
         for name in ("template", "template_without_prompt", "pad_token"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name}: expected text or None, got {getattr(self, name)!r}")
-        if self.language_model is None and (self.chat_template or self.pad_token is not None):
+        own = self._server() is not None or self.language_model is not None
+        if not own and (self.chat_template or self.pad_token is not None):
             raise ConfigError("chat_template, pad_token: the bundle's model needs neither; set language_model too")
+
+    def _server(self) -> Server | None:
+        """Return the server that is asked, None for a model in process."""
+        if self.language_model is not None and not is_url(self.language_model):
+            if self.server is not None:
+                raise ConfigError(
+                    "server: expected none beside a model in process, got one and "
+                    f"language_model={self.language_model!r}; leave out either, or pass the server's address"
+                )
+            return None
+        if self.language_model is None and self.server is None:
+            return None
+        settings = {} if self.server is None else self.server
+        return Server.from_mapping(self.language_model, settings, chat=self.chat_template)
 
     def build(
         self,
@@ -275,7 +297,10 @@ class MovieLensConfig(Config):
         encoder = self._encoder(bundle, "prompt", tuple(dict.fromkeys((*catalogue, *texts))))
         return PromptSet(encoder.encode(texts), texts)
 
-    def _language_model(self, bundle: Bundle) -> CausalLM:
+    def _language_model(self, bundle: Bundle) -> LanguageModel:
+        server = self._server()
+        if server is not None:
+            return ServedLM(server, Decoding.from_mapping(self.decoding))
         if self.language_model is not None:
             return CausalLM.from_pretrained(
                 self.language_model,
@@ -291,7 +316,7 @@ class MovieLensConfig(Config):
         return CausalLM(shipped.model, shipped.tokenizer, decoding=decoding, batch_size=self.batch_size)
 
     def _formatter(self, bundle: Bundle) -> PromptFormatter:
-        usual = bundle.formatter if self.language_model is None else INSTRUCTION
+        usual = bundle.formatter if self.language_model is None and self.server is None else INSTRUCTION
         return PromptFormatter(
             usual.template if self.template is None else self.template,
             usual.template_without_prompt if self.template_without_prompt is None else self.template_without_prompt,
