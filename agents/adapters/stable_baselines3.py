@@ -61,7 +61,8 @@ class StableBaselines3(Adapter):
         prompts: the catalogue.
         epsilon: ε; an actor–critic model plays with probability ε any (allowed) prompt. None leaves it to the model;
             a recorder of its training needs that.
-        masks: ``f(contexts) -> (n, A) bool``, which prompts MaskablePPO may play; None allows all.
+        masks: ``f(contexts) -> (n, A) bool``, which prompts MaskablePPO may play; None allows all, where the model's
+            own environment does.
 
     Raises:
         ConfigError: not a model, a recurrent one, a space that these environments do not have, or an argument that
@@ -100,8 +101,8 @@ class StableBaselines3(Adapter):
         drawing = getattr(self.policy, "get_distribution", None)
         if drawing is None and self._epsilon is None and not hasattr(self.model, "exploration_rate"):
             raise ConfigError(f"epsilon: {name} chooses and knows no rate of exploration; pass one, 0.05 is usual")
-        maskable = drawing is not None and "action_masks" in inspect.signature(drawing).parameters
-        if self._masks is not None and not (maskable and callable(self._masks)):
+        self._maskable = drawing is not None and "action_masks" in inspect.signature(drawing).parameters
+        if self._masks is not None and not (self._maskable and callable(self._masks)):
             raise ConfigError(
                 f"masks: expected a function of contexts, for a MaskablePPO of sb3-contrib, got "
                 f"{type(self._masks).__name__} for {name}"
@@ -128,6 +129,7 @@ class StableBaselines3(Adapter):
         """Return the pmf of this moment, (n, A) float64.
 
         Raises:
+            ConfigError: the model trains under masks, and none were given.
             DimensionError: contexts of another dimension than the model was made for, or masks of another shape.
             DataError: no prompt is allowed.
             AgentError: the model raised.
@@ -151,6 +153,13 @@ class StableBaselines3(Adapter):
 
     def _allowed(self, contexts: Contexts) -> Array | None:
         if self._masks is None:
+            env = getattr(self.model, "env", None)
+            if self._maskable and env is not None and env.has_attr("action_masks"):
+                raise ConfigError(
+                    "masks: expected a function, as the model trains under masks and draws from fewer prompts; pass "
+                    'masks=lambda contexts: model.env.env_method("action_masks") to record its training, or another '
+                    "function of contexts"
+                )
             return None
         with foreign(f"masks raised in {len(contexts)} rounds"):
             return check_masks(self._masks(contexts), len(contexts), self.n_prompts)

@@ -41,7 +41,7 @@ class PromptVecEnv(_Base):
         model.learn(100_000)
 
     Where ``infos`` have an ``action_mask`` (n, A) of the rounds that begin, ``MaskablePPO`` finds it; a `live` policy
-    that records needs it too: ``masks=lambda contexts: vec_env.env_method("action_masks")``.
+    that records needs it too: ``masks=lambda contexts: model.env.env_method("action_masks")``.
 
     Args:
         envs: with same-step autoreset, as the native environments have it.

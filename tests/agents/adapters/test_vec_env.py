@@ -285,6 +285,14 @@ def test_propensities_of_masked_draws(tmp_path: Path) -> None:
     assert allowed(log.context)[np.arange(512), log.action].all()
 
 
+def test_masked_draws_are_not_recorded_with_unmasked_propensities(tmp_path: Path) -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    base = Masking(envs())
+    model = contrib.MaskablePPO("MultiInputPolicy", PromptVecEnv(base), n_steps=16, batch_size=64, **SMALL)
+    with pytest.raises(ConfigError, match="masks: expected a function, as the model trains under masks"):
+        recorded(model, tmp_path / "log", 128, base)
+
+
 def test_propensities_of_a_model_that_explores(tmp_path: Path) -> None:
     base = envs()
     model = DQN(
