@@ -75,8 +75,10 @@ def _of_propensities(log: LoggedDataset, chosen: Propensities) -> Iterator[Findi
         )
     elif abs(chosen.mean_weight_z) > _FAR:
         yield _of_weight(chosen)
-    yield from _of_check(chosen.counts, log)
-    yield from _of_check(chosen.balance, log)
+    # One wrong column shows in both: the clearer one is said.
+    checks = [check for check in (chosen.counts, chosen.balance) if check is not None and check.tests]
+    if checks:
+        yield from _of_check(min(checks, key=lambda check: check.p_value), log)
     if chosen.effective_uniform < 30:
         yield _note(
             "propensity",
@@ -96,8 +98,8 @@ def _of_weight(chosen: Propensities) -> Finding:
     )
 
 
-def _of_check(check: Check | None, log: LoggedDataset) -> Iterator[Finding]:
-    if check is None or not check.tests or check.p_value >= _SURE:
+def _of_check(check: Check, log: LoggedDataset) -> Iterator[Finding]:
+    if check.p_value >= _SURE:
         return
     worst = check.worst[0]
     name, where = prompt_name(log, worst.prompt), "" if worst.where is None else f" where {worst.where}"
