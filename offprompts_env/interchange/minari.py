@@ -354,12 +354,15 @@ def _said(values: Array, name: str, n: int, where: str) -> Array:
 
 
 def _decode(values: Array, name: str, as_json: bool) -> Array:
+    plain = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in values]
+    for text in plain:
+        if not isinstance(text, str):
+            raise DataError(f"{name}: expected texts in infos, got {text!r} of type {type(text).__name__}")
     texts = np.empty(len(values), dtype=object)
     try:
-        plain = [text.decode() if isinstance(text, bytes) else text for text in values]
         texts[:] = [json.loads(text) for text in plain] if as_json else plain
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: expected texts in infos, cannot read them: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{name}: expected JSON strings in infos, as metadata.json says: {error}") from error
     return texts
 
 

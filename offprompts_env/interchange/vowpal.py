@@ -12,10 +12,10 @@ Several lines a round, one an action with its features, for ``--cb_explore_adf``
     <empty line>
 
 Namespaces are ``c`` (context), ``q`` (query) and ``e`` (prompt embedding). A feature is named by its namespace and
-index, so nothing in the data can be taken for syntax. Names that are only numbers would not do: Vowpal Wabbit takes them for
-hashes, and those of neighbours share weights with ``--cb_explore`` (9.11.9). Numbers are the shortest that read back as
-the same float (propensities: double). Arrow makes and reads the text of many rows at once, so that a file is never held
-as a whole.
+index, so nothing in the data can be taken for syntax. Names that are only numbers would not do: Vowpal Wabbit takes
+them for hashes, and those of neighbours share weights with ``--cb_explore`` (9.11.9). Numbers are the shortest that
+read back as the same float (propensities: double). Arrow makes and reads the text of many rows at once, so that a file
+is never held as a whole.
 """
 
 from __future__ import annotations
