@@ -196,7 +196,8 @@ def test_a_text_that_is_stored_once_is_held_once(tmp_path: Path) -> None:
     text = pa.array(["x" * 500_000, "y"])
     sentence = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), text)
     columns = {"context": np.ones(n), "action": np.zeros(n, dtype=np.int8), "reward": np.ones(n), "sentence": sentence}
-    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    # Without the Arrow schema, which would say that it is a dictionary.
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", store_schema=False)
     assert (tmp_path / "x.parquet").stat().st_size < 2e6
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
