@@ -250,9 +250,9 @@ def coba_environment(
     """
     check_integer("n", n, 1)
     check_integer("seed", seed, 0)
-    simulator = world if isinstance(world, Simulator) else getattr(getattr(world, "unwrapped", None), "simulator", None)
+    inner: Any = getattr(world, "unwrapped", None)
+    simulator: Any = world if isinstance(world, Simulator) else getattr(inner, "simulator", None)
     check_kind("world", simulator, Simulator, "pass a simulator or an environment made with gym.make('OffPrompts-...')")
-    assert isinstance(simulator, Simulator)
     return CobaEnvironment(simulator, n, seed, embeddings, expected)
 
 

@@ -108,7 +108,8 @@ class OBP(Adapter):
                 return np.full((len(x), self.n_prompts), 1 / self.n_prompts)
             return self._smoothed(policy.predict(x)[:, :, 0], self._epsilon)
         if self._name in _DRAWN:
-            return self._smoothed(self._shares(x, _DRAWN[self._name]), self._epsilon)
+            weights = _DRAWN[self._name](policy, self._draws or 0, np.random.default_rng(self._seed))
+            return self._smoothed(self._shares(x, weights), self._epsilon)
         if self._name in _FREE and policy.action_counts.min() == 0:
             return np.full((len(x), self.n_prompts), 1 / self.n_prompts)
         best = _best(_SCORES[self._name](policy, x))
@@ -117,17 +118,20 @@ class OBP(Adapter):
     def _smoothed(self, own: FloatArray, epsilon: float) -> FloatArray:
         return np.asarray((1 - epsilon) * own + epsilon / self.n_prompts)
 
-    def _shares(self, x: FloatArray, draw: Callable[[Any, int, Generator], FloatArray]) -> FloatArray:
-        """Return in which share of draws each prompt is the best, (n, A)."""
-        assert self._draws is not None
-        # (draws, A, d), or (draws, A, 1) without features: the same for all rows, so that rows do not depend on others.
-        drawn = draw(self.policy, self._draws, np.random.default_rng(self._seed))
-        weights = drawn.reshape(-1, drawn.shape[2]).T
+    def _shares(self, x: FloatArray, drawn: FloatArray) -> FloatArray:
+        """Return in which share of `drawn` weights each prompt is the best, (n, A).
+
+        Args:
+            x: features (n, d).
+            drawn: weights (K, A, d), or values (K, A, 1) without features. They are the same for all rows, so that no
+                row depends on what else is asked for.
+        """
+        draws, count, _ = drawn.shape
+        weights = drawn.reshape(draws * count, -1).T
         rows = x if self._name not in _FREE else np.ones((len(x), 1))
-        shares = np.empty((len(x), self.n_prompts))
-        for part in row_parts(len(x), self._draws * self.n_prompts, MATRIX_AT_ONCE):
-            scores = (rows[part] @ weights).reshape(-1, self._draws, self.n_prompts)
-            shares[part] = _best(scores).mean(axis=1)
+        shares = np.empty((len(x), count))
+        for part in row_parts(len(x), draws * count, MATRIX_AT_ONCE):
+            shares[part] = _best((rows[part] @ weights).reshape(-1, draws, count)).mean(axis=1)
         return shares
 
     def learn(self, log: LoggedDataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from offprompts_env.errors import (
     AgentError,
     ConfigError,
     DataError,
+    MissingDependencyError,
     OffPromptsError,
     PropensityError,
     StorageError,
@@ -357,3 +359,9 @@ def test_coba_estimates_a_policy_from_our_log_as_we_do() -> None:
     ours = agents.IS().estimate(policy, log)
     (found,) = rewards.values()
     assert np.mean(found) == pytest.approx(ours.value, rel=1e-4)
+
+
+def test_without_coba_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "coba", None)
+    with pytest.raises(MissingDependencyError, match=r"offprompts-env\[coba\]"):
+        Coba(coba.RandomLearner(), simulator().prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,15 @@ import agents
 import offprompts_env as op
 from agents.adapters.base import Adapter
 from agents.adapters.obp import OBP
-from offprompts_env.errors import AgentError, ConfigError, DataError, DimensionError, OffPromptsError, PropensityError
+from offprompts_env.errors import (
+    AgentError,
+    ConfigError,
+    DataError,
+    DimensionError,
+    MissingDependencyError,
+    OffPromptsError,
+    PropensityError,
+)
 from offprompts_env.types import Contexts, LoggedDataset, PromptSet
 from tests.agents.adapters import conformance
 from tests.agents.adapters.conformance import N_PROMPTS, Conformance, simulator
@@ -279,3 +288,9 @@ def test_settings_are_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(same.probabilities(probe()), agent.probabilities(probe()))
     other = OBP(agent.policy, simulator().prompts, epsilon=0.3, draws=20, seed=5)
     assert not np.array_equal(other.probabilities(probe()), agent.probabilities(probe()))
+
+
+def test_without_obp_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obp.policy", None)
+    with pytest.raises(MissingDependencyError, match=r"offprompts-env\[obp\]"):
+        OBP(object(), simulator().prompts)

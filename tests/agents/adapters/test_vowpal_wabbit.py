@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,15 @@ import agents
 import offprompts_env as op
 from agents.adapters.base import Adapter
 from agents.adapters.vowpal_wabbit import VowpalWabbit
-from offprompts_env.errors import ConfigError, DataError, DimensionError, OffPromptsError, PropensityError, StorageError
+from offprompts_env.errors import (
+    ConfigError,
+    DataError,
+    DimensionError,
+    MissingDependencyError,
+    OffPromptsError,
+    PropensityError,
+    StorageError,
+)
 from offprompts_env.types import Contexts, LoggedDataset, PromptSet
 from tests.agents.adapters.conformance import N_PROMPTS, Conformance, simulator
 
@@ -247,3 +256,9 @@ def test_options_in_a_model_file_are_not_obeyed(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="--predictions"):
         VowpalWabbit.load(path)
     assert not stolen.exists()
+
+
+def test_without_vowpalwabbit_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vowpalwabbit.pyvw", None)
+    with pytest.raises(MissingDependencyError, match=r"offprompts-env\[vowpalwabbit\]"):
+        VowpalWabbit(simulator().prompts)
