@@ -94,17 +94,26 @@ class Contexts:
             DataError: the observation has lost its keys, or has other shapes.
         """
         try:
-            shown = {name: np.asarray(observation[name], dtype=np.float32) for name in ("context", "query")}
+            context, query = (np.asarray(observation[name], dtype=np.float32) for name in ("context", "query"))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(
                 f"observation: expected a dict with 'context' and 'query', got {type(observation).__name__}; pass what "
                 "the environment returned, before any wrapper that flattens it"
             ) from error
-        names = ("user_id", "item_id", "query_text")
-        about = {name: info[name] for name in names if info is not None and name in info}
-        if shown["context"].ndim == 1:
-            return cls(**{name: value[None] for name, value in shown.items()}, **{k: [v] for k, v in about.items()})
-        return cls(**shown, **about)
+        single = context.ndim == 1
+
+        def said(name: str) -> Any:
+            if info is None or name not in info:
+                return None
+            return [info[name]] if single else info[name]
+
+        return cls(
+            context[None] if single else context,
+            query[None] if single else query,
+            said("user_id"),
+            said("item_id"),
+            said("query_text"),
+        )
 
     def __len__(self) -> int:
         return len(self.context)
