@@ -201,7 +201,12 @@ def _parse_manifest(file: Path, content: bytes) -> tuple[Manifest, Any]:
         )
     except (KeyError, TypeError) as error:
         raise StorageError(f"{file}: incomplete: {type(error).__name__} {error}; {REPAIR}") from error
-    for shard in manifest.shards:
+    for index, shard in enumerate(manifest.shards):
+        # Any other name could reach out of the directory, or name a shard twice.
+        if shard.file != shard_name(index):
+            raise StorageError(
+                f"{file}: expected names of shards in order, here {shard_name(index)!r}, got {shard.file!r}; {REPAIR}"
+            )
         if type(shard.rows) is not int or shard.rows < 0:
             raise StorageError(f"{file}: expected a number of rows of {shard.file}, got {shard.rows!r}; {REPAIR}")
     return manifest, raw.get("rows")

@@ -341,7 +341,6 @@ def test_headers_that_do_not_fit(tmp_path: Path, case: str) -> None:
 # ------------------------------------------------------------------------------------------- logs of our own format
 
 
-@pytest.mark.xfail(reason="manifests are trusted with the names of their shards", strict=False)
 @pytest.mark.parametrize("name", ["../secret.parquet", "sub/shard-000000.parquet", "other.parquet"])
 def test_a_manifest_that_names_other_files(tmp_path: Path, name: str) -> None:
     root = make_log(5).save(tmp_path / "log")
@@ -351,6 +350,16 @@ def test_a_manifest_that_names_other_files(tmp_path: Path, name: str) -> None:
     manifest["shards"][0]["file"] = name
     (root / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(StorageError, match=r"manifest.json: expected names of shards"):
+        LoggedDataset.load(root)
+
+
+def test_a_manifest_that_names_a_shard_twice(tmp_path: Path) -> None:
+    root = make_log(5).save(tmp_path / "log")
+    manifest = json.loads((root / MANIFEST).read_text())
+    manifest["shards"] *= 2
+    manifest["rows"] = 10
+    (root / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(StorageError, match=r"shard-000001.parquet', got 'shard-000000.parquet"):
         LoggedDataset.load(root)
 
 
