@@ -66,7 +66,7 @@ _BELONGS: Mapping[str, str] = {
 class VowpalWabbit(Adapter):
     """A contextual bandit of Vowpal Wabbit; its pmf is that of its own exploration.
 
-    Features are numbered from 0 in the namespaces ``x`` (context), ``q`` (query) and, with `adf`, ``a`` (embedding of a
+    Features are called ``f0``, ``f1``, ... in the namespaces ``x`` (context), ``q`` (query) and, with `adf`, ``a`` (embedding of a
     prompt). Cost is −reward. Before it has learned anything all prompts look alike.
 
     A loaded agent gives the same bits as the saved one and, but for ``--cover`` and ``--bag``, learns on likewise.
@@ -216,7 +216,8 @@ class VowpalWabbit(Adapter):
 
 
 def _numbered(values: list[float]) -> str:
-    return " ".join([f"{index}:{value!r}" for index, value in enumerate(values)])
+    # A bare number would be a place in Vowpal Wabbit's table of weights, where those of neighbouring prompts overlap.
+    return " ".join([f"f{index}:{value!r}" for index, value in enumerate(values)])
 
 
 def _checked_options(options: str) -> list[str]:

@@ -94,7 +94,7 @@ def _agents() -> list[tuple[str, Callable[[PromptSet], Adapter], Callable[[Promp
 
 
 def _text(row: list[float]) -> str:
-    return " ".join([f"{index}:{value!r}" for index, value in enumerate(row)])
+    return " ".join([f"f{index}:{value!r}" for index, value in enumerate(row)])
 
 
 def _arms(prompts: PromptSet) -> Work:

@@ -56,7 +56,7 @@ def probe(n: int = 30) -> Contexts:
 
 
 def text(row: np.ndarray) -> str:
-    return " ".join(f"{i}:{value!r}" for i, value in enumerate(row.tolist()))
+    return " ".join(f"f{i}:{value!r}" for i, value in enumerate(row.tolist()))
 
 
 def lines(contexts: Contexts) -> list[str]:
@@ -262,3 +262,19 @@ def test_without_vowpalwabbit_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "vowpalwabbit.pyvw", None)
     with pytest.raises(MissingDependencyError, match=r"offprompts-env\[vowpalwabbit\]"):
         VowpalWabbit(simulator().prompts)
+
+
+def test_every_feature_has_a_weight_of_its_own() -> None:
+    # Vowpal Wabbit takes a name that is a number for a place in its table, where those of neighbours overlap.
+    n_prompts, rng = 10, np.random.default_rng(0)
+    prompts, wanted = PromptSet(np.eye(n_prompts)), rng.integers(n_prompts, size=6_000)
+    actions = rng.integers(n_prompts, size=6_000)
+    log = op.LoggedDataset(
+        context=np.eye(n_prompts)[wanted], query=np.zeros((6_000, 1)), action=actions,
+        propensity=np.full(6_000, 1 / n_prompts), reward=(actions == wanted).astype(float),
+        output=np.empty((6_000, 0)), prompts=prompts,
+    )  # fmt: skip
+    agent = VowpalWabbit(prompts, "--epsilon 0.1")
+    agent.learn(log)
+    pmf = agent.probabilities(Contexts(np.eye(n_prompts), np.zeros((n_prompts, 1))))
+    np.testing.assert_array_equal(pmf.argmax(axis=1), np.arange(n_prompts))
