@@ -25,7 +25,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BLOCKS = ((0x20, 0x250), (0x1E00, 0x1F00), (0x2010, 0x2060), (0x20A0, 0x20C1))
 LATIN = "".join(chr(code) for low, high in _BLOCKS for code in range(low, high) if chr(code).isprintable())
 # Rounds that are looked at for the longest text, and what lengths are rounded up to a multiple of.
-_PROBE, _LENGTHS = 4096, 64
+_PROBE, _LENGTHS = 1024, 64
 
 
 def keyed(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
@@ -183,7 +183,7 @@ class TextObservation(gym.Wrapper[Observation, np.int64, Observation, np.int64],
         env: an environment of this project whose rounds have text.
         charset: the characters of the spaces besides ``�`` and the blank; by default letters of Latin scripts with
             their accents, digits, punctuation and currencies. For other scripts pass your own.
-        max_length: characters a text at most; None for the longest of 4,096 rounds, rounded up to a multiple of 64.
+        max_length: characters a text at most; None for the longest of 1,024 rounds, rounded up to a multiple of 64.
 
     Raises:
         ConfigError: rounds without text, no such environment, or a wrong argument.
