@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.distributions import ActionDistribution as ActionDistribution
-from agents.distributions import by_scores as by_scores
-from agents.distributions import invert as invert
+from agents.distributions import ActionDistribution as ActionDistribution, by_scores as by_scores, invert as invert
 
 
 def _averaged(policy: ActionDistribution, actions: Tensor, weight: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
-from safetensors.numpy import load as deserialise
-from safetensors.numpy import save as serialise
+from safetensors.numpy import load as deserialise, save as serialise
 
 from offprompts_env.errors import OffPromptsError, StorageError, unknown_name
 from offprompts_env.manifest import write_atomic

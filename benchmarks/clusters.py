@@ -193,7 +193,7 @@ def _submitted(
         client.submit(job, pickle.dumps((guarded, work, task)), pure=False): index for index, task in tasks.items()
     }
     try:
-        endings: Any = distributed.as_completed(list(futures))  # type: ignore[no-untyped-call]
+        endings: Any = distributed.as_completed(list(futures))
         for done in endings:
             yield futures.pop(done), _dask_result(distributed, done)
     finally:

@@ -25,6 +25,11 @@ import numpy as np
 
 import agents
 import offprompts_env as op
+from benchmarks.hot_paths.adapters import sb3
+from benchmarks.hot_paths.bandits import bandits
+from benchmarks.hot_paths.experiments import experiments
+from benchmarks.hot_paths.exports import exports
+from benchmarks.hot_paths.interchange import interchange
 from benchmarks.hot_paths.learning import estimating, large_catalogue, learning, streaming
 from benchmarks.hot_paths.sweeping import sweeping
 from benchmarks.hot_paths.timing import Figure, matmul_flops, seconds
@@ -198,6 +203,11 @@ FIGURES: dict[str, Callable[[], Figure | list[Figure]]] = {
     "large_catalogue": large_catalogue,
     "streaming": streaming,
     "sweeping": sweeping,
+    "sb3": sb3,
+    "bandits": bandits,
+    "experiments": experiments,
+    "interchange": interchange,
+    "exports": exports,
     "import": import_time,
 }
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
-from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
+from safetensors.torch import load as deserialise, save as serialise
 
 from agents.adapters.base import Adapter, check_arms, check_epsilon, features, smoothed
 from agents.adapters.storage import Stored, read_agent, write_agent

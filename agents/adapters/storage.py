@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load as deserialise
-from safetensors.numpy import save as serialise
+from safetensors.numpy import load as deserialise, save as serialise
 
 from offprompts_env.errors import StorageError
 from offprompts_env.manifest import write_atomic

@@ -66,8 +66,8 @@ _BELONGS: Mapping[str, str] = {
 class VowpalWabbit(Adapter):
     """A contextual bandit of Vowpal Wabbit; its pmf is that of its own exploration.
 
-    Features are called ``f0``, ``f1``, ... in the namespaces ``x`` (context), ``q`` (query) and, with `adf`, ``a`` (embedding of a
-    prompt). Cost is −reward. Before it has learned anything all prompts look alike.
+    Features are called ``f0``, ``f1``, ... in the namespaces ``x`` (context), ``q`` (query) and, with `adf`, ``a``
+    (embedding of a prompt). Cost is −reward. Before it has learned anything all prompts look alike.
 
     A loaded agent gives the same bits as the saved one and, but for ``--cover`` and ``--bag``, learns on likewise.
 

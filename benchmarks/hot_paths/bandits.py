@@ -1,14 +1,9 @@
-"""How fast agents of other libraries play and learn through their adapters, beside the same calls without us.
-
-python -c "from benchmarks.hot_paths.bandits import bandits; [print(row) for row in bandits()]"
-"""
+"""How fast agents of contextualbandits, mabwiser and scikit-learn play and learn through their adapters."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +14,7 @@ from agents.adapters.base import Adapter, features
 from agents.adapters.contextual_bandits import ContextualBandits
 from agents.adapters.mabwiser import MABWiser
 from agents.adapters.scikit_learn import ScikitLearnClassifier, ScikitLearnRegressor
+from benchmarks.hot_paths.timing import Figure, fastest
 from offprompts_env.types import Agent, LoggedDataset, Policy, PromptSet
 
 Work = Callable[[LoggedDataset], object]
@@ -26,24 +22,7 @@ Work = Callable[[LoggedDataset], object]
 Entry = tuple[str, Callable[[PromptSet], Adapter], Callable[[PromptSet], Work]]
 
 
-@dataclass(frozen=True)
-class BanditSpeed:
-    """Rounds a second of one agent, playing and learning in batches.
-
-    Attributes:
-        library: and which agent of it.
-        through_adapter: in ``op.collect``, the world included.
-        alone: the library's own choice and learning on the same batches, without adapter or world.
-        uniform: a uniform policy in ``op.collect``: what the world and the log take.
-    """
-
-    library: str
-    through_adapter: float
-    alone: float
-    uniform: float
-
-
-def bandits(n_prompts: int = 20, rounds: int = 4096, batch: int = 512, repeat: int = 3) -> list[BanditSpeed]:
+def bandits(n_prompts: int = 20, rounds: int = 4096, batch: int = 512, repeat: int = 3) -> list[Figure]:
     """Return the speed of agents of each library, in the closed-form world with `n_prompts` prompts.
 
     Args:
@@ -62,39 +41,33 @@ def bandits(n_prompts: int = 20, rounds: int = 4096, batch: int = 512, repeat: i
         ]
 
 
-def _speed(entry: Entry, world: op.Simulator, rounds: int, batch: int, repeat: int) -> BanditSpeed:
+def _speed(entry: Entry, world: op.Simulator, rounds: int, batch: int, repeat: int) -> Figure:
     name, wrapped, bare = entry
-    uniform = agents.UniformPolicy(world.n_prompts)
-    log = _collected(world, uniform, rounds, batch)
+    log = collected(world, agents.UniformPolicy(world.n_prompts), rounds, batch)
     parts = [log.take(slice(start, start + batch)) for start in range(0, rounds, batch)]
 
     def through() -> Callable[[], object]:
         adapter = wrapped(world.prompts)
-        return lambda: _collected(world, adapter, rounds, batch)
+        return lambda: collected(world, adapter, rounds, batch)
 
     def alone() -> Callable[[], object]:
         work = bare(world.prompts)
         return lambda: [work(part) for part in parts]
 
-    def chance() -> Callable[[], object]:
-        return lambda: _collected(world, uniform, rounds, batch)
-
-    return BanditSpeed(name, *(rounds / _fastest(make, repeat) for make in (through, alone, chance)))
+    return beside_library(name, rounds, fastest(through, repeat), fastest(alone, repeat))
 
 
-def _collected(world: op.Simulator, agent: Policy | Agent, rounds: int, batch: int) -> LoggedDataset:
+def collected(world: op.Simulator, agent: Policy | Agent, rounds: int, batch: int) -> LoggedDataset:
+    """Record `agent`, which learns after each batch."""
     return op.collect(world, agent, rounds, batch_size=batch, progress=False)
 
 
-def _fastest(make: Callable[[], Callable[[], object]], repeat: int) -> float:
-    """Return the shortest wall time of what `make` makes: a fresh agent each time, as they learn."""
-    best = float("inf")
-    for _ in range(repeat):
-        work = make()
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
+def beside_library(name: str, rounds: int, through: float, alone: float) -> Figure:
+    """Return the figure of an agent that took `through` seconds, beside those of its library alone."""
+    return Figure(
+        f"{name}, {rounds:,} rounds", rounds / through, "rounds/s", "higher", rounds / alone / 2, rounds / alone,
+        "the library's own choosing and learning, without us or a world",
+    )  # fmt: skip
 
 
 def _agents() -> list[Entry]:

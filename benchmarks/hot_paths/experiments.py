@@ -1,7 +1,4 @@
-r"""How fast agents of Vowpal Wabbit, coba and obp play and learn through their adapters, beside the same without us.
-
-python -c "from benchmarks.hot_paths.experiments import experiments; print(*experiments(), sep='\n')"
-"""
+"""How fast agents of Vowpal Wabbit, coba and obp play and learn through their adapters, and our worlds run in coba."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ from agents.adapters.base import Adapter, features
 from agents.adapters.coba import Coba, coba_environment
 from agents.adapters.obp import OBP
 from agents.adapters.vowpal_wabbit import VowpalWabbit
-from benchmarks.hot_paths.bandits import BanditSpeed, Work, _collected, _fastest
+from benchmarks.hot_paths.bandits import Work, beside_library, collected
+from benchmarks.hot_paths.timing import Figure, fastest
 from offprompts_env.types import LoggedDataset, PromptSet
 
 
-def experiments(n_prompts: int = 20, rounds: int = 2048, batch: int = 512, repeat: int = 3) -> list[BanditSpeed]:
+def experiments(n_prompts: int = 20, rounds: int = 2048, batch: int = 512, repeat: int = 3) -> list[Figure]:
     """Return the speed of agents in the closed-form world with `n_prompts` prompts.
 
     Args:
@@ -30,33 +28,35 @@ def experiments(n_prompts: int = 20, rounds: int = 2048, batch: int = 512, repea
         repeat: recordings; the fastest counts.
     """
     world = op.SyntheticConfig.preset("paper_code", n_prompts=n_prompts).build()
-    uniform = _fastest(lambda: lambda: _collected(world, agents.UniformPolicy(n_prompts), rounds, batch), repeat)
-    log = _collected(world, agents.UniformPolicy(n_prompts), rounds, batch)
+    log = collected(world, agents.UniformPolicy(n_prompts), rounds, batch)
     rows = []
     for name, wrapped, bare in _agents():
 
         def through(wrapped: Callable[[PromptSet], Adapter] = wrapped) -> Callable[[], object]:
             adapter = wrapped(world.prompts)
-            return lambda: _collected(world, adapter, rounds, batch)
+            return lambda: collected(world, adapter, rounds, batch)
 
         def alone(bare: Callable[[PromptSet], Work] = bare) -> Callable[[], object]:
             work = bare(world.prompts)
             return lambda: work(log)
 
-        took = _fastest(through, repeat), _fastest(alone, repeat)
-        rows.append(BanditSpeed(name, rounds / took[0], rounds / took[1], rounds / uniform))
-    return rows
+        rows.append(beside_library(name, rounds, fastest(through, repeat), fastest(alone, repeat)))
+    return [*rows, _worlds(world, rounds, repeat)]
 
 
-def worlds(n_prompts: int = 20, rounds: int = 2048, repeat: int = 3) -> float:
+def _worlds(world: op.Simulator, rounds: int, repeat: int) -> Figure:
     """Return the rounds a second of one of our worlds as an environment of coba, a reward of each included."""
-    world = op.SyntheticConfig.preset("paper_code", n_prompts=n_prompts).build()
 
     def play() -> None:
         for number, round_ in enumerate(coba_environment(world, rounds).read()):
-            round_["rewards"](round_["actions"][number % n_prompts])
+            round_["rewards"](round_["actions"][number % world.n_prompts])
 
-    return rounds / _fastest(lambda: play, repeat)
+    uniform = agents.UniformPolicy(world.n_prompts)
+    bare = fastest(lambda: lambda: collected(world, uniform, rounds, rounds), repeat)
+    return Figure(
+        "a world of ours in coba", rounds / fastest(lambda: play, repeat), "rounds/s", "higher", 10e3, rounds / bare,
+        "op.collect of a uniform policy",
+    )  # fmt: skip
 
 
 def _agents() -> list[tuple[str, Callable[[PromptSet], Adapter], Callable[[PromptSet], Work]]]:

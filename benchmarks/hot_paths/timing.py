@@ -52,6 +52,17 @@ def seconds(work: Callable[[], object], repeat: int = 5) -> float:
     return best
 
 
+def fastest(make: Callable[[], Callable[[], object]], repeat: int) -> float:
+    """Return the shortest wall time of what `make` makes: fresh work each time, where work learns."""
+    best = float("inf")
+    for _ in range(repeat):
+        work = make()
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
 def matmul_flops() -> float:
     """Return float32 FLOP/s of a large matrix product on one core."""
     import torch

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.figures.drawing import Drawing
-from benchmarks.pages import report as room
-from benchmarks.pages import tables
+from benchmarks.pages import report as room, tables
 from benchmarks.pages.markup import Cell, anchor, data_uri, lean, measured, number, table
 from benchmarks.pages.provenance import coverage, processor_time
 from benchmarks.pages.stories import Side, Story, stories_html

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from offprompts_env.errors import ActionError, ConfigError, DataError, PropensityError, StorageError
-from offprompts_env.interchange import from_csv, from_json_lines, to_json_lines
-from offprompts_env.interchange import json_lines as ours
+from offprompts_env.interchange import from_csv, from_json_lines, json_lines as ours, to_json_lines
 from offprompts_env.types import LoggedDataset, LogMetadata, PromptSet
 from tests.test_storage import assert_same, logs, make_log
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from offprompts_env.errors import ActionError, ConfigError, DataError, PropensityError, StorageError
-from offprompts_env.interchange import convert_parquet, from_parquet, to_parquet
-from offprompts_env.interchange import parquet as ours
+from offprompts_env.interchange import convert_parquet, from_parquet, parquet as ours, to_parquet
 from offprompts_env.types import LoggedDataset, LogMetadata, PromptSet
 from tests.test_storage import assert_same, logs, make_log
 
