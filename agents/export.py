@@ -204,8 +204,11 @@ class _LearnedMeans(_Module):
         self.keep("fixed", own @ alone + model.offsets)
         self.keep("level", model.weights[:d_q])
         self.keep("cross", model.weights[d_q + d_e : d_q + d_e + d_q * d_e].reshape(d_q, d_e * d_o))
-        for name in ("embeddings", "queries", "query_offsets"):
-            self.keep(name, getattr(model, name))
+        self.keep("embeddings", model.embeddings)
+        # torch.export.save fails on empty tensors.
+        if self._offsets:
+            self.keep("queries", model.queries)
+            self.keep("query_offsets", model.query_offsets)
 
     def forward(self, inputs: Tensor) -> Tensor:
         query = inputs[:, self._d_x :]

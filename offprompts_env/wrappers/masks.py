@@ -29,7 +29,7 @@ class _Masks:
     def of(self, observation: Observation, info: dict[str, Any], n: int) -> npt.NDArray[np.bool_]:
         """Return the masks (n, A) of what was shown."""
         if not callable(self._mask):
-            return np.tile(self._mask, (n, 1))
+            return np.broadcast_to(self._mask, (n, self.n_prompts))
         contexts = Contexts.of(observation, info)
         with foreign(f"the function of the mask raised in {n} rounds"):
             found = self._mask(contexts)
@@ -44,7 +44,7 @@ def _checked(mask: npt.ArrayLike, shape: tuple[int, ...], n_prompts: int) -> npt
         raise ConfigError(f"mask: expected shape {shape}, one entry a prompt, got rows of different lengths") from error
     if array.shape != shape:
         raise ConfigError(f"mask: expected shape {shape}, one entry for each of {n_prompts} prompts, got {array.shape}")
-    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    if array.dtype.kind not in "biuf" or not (array.dtype == bool or ((array == 0) | (array == 1)).all()):
         raise ConfigError(
             "mask: expected True or 1 where a prompt is allowed and False or 0 elsewhere, got other values"
         )
