@@ -44,6 +44,7 @@ class Response:
     hang: bool = False
     drop: bool = False
     cut: bool = False
+    chunked: bool = False
 
     @classmethod
     def of(cls, value: object, status: int = 200, **headers: str) -> Response:
@@ -144,9 +145,13 @@ class LoopbackServer:
             self.under_way -= 1
         if response.hang or response.drop:
             return False
-        head = {"Content-Type": "application/json", **response.headers, "Content-Length": str(len(response.body))}
+        head = {"Content-Type": "application/json", **response.headers}
+        head |= {"Transfer-Encoding": "chunked"} if response.chunked else {"Content-Length": str(len(response.body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
         sent = response.body[: len(response.body) // 2] if response.cut else response.body
+        if response.chunked:
+            pieces = [sent[at : at + 1000] for at in range(0, len(sent), 1000)]
+            sent = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
         writer.write(f"HTTP/1.1 {response.status} Said\r\n{lines}\r\n".encode() + sent)
         await writer.drain()
         if response.cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import copy
 import gc
 import json
@@ -15,6 +16,7 @@ import sys
 import threading
 import traceback
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,6 +112,8 @@ def test_deterministic_only_on_the_callers_word(model):
     assert not served(model).deterministic
     assert not served(model, deterministic=True).deterministic
     assert not served(model, greedy).deterministic
+    assert not served(model, greedy).reproducible
+    assert served(model, deterministic=True).reproducible
     lm = served(model, greedy, deterministic=True)
     assert lm.deterministic
     # One answer for one question, so it is asked once.
@@ -235,6 +239,12 @@ def test_retry_after_is_waited_out(model):
     assert lm.report.waited >= 0.1
 
 
+def test_a_wait_past_the_deadline_is_not_begun(model):
+    model.say = lambda n, request: Response.of({}, 429, **{"Retry-After": "90"})
+    with pytest.raises(ServerError, match="asks to wait 90 s, past the deadline of 60 s"):
+        served(model, deadline=60.0).generate(["a"], rng())
+
+
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
 def test_statuses_that_pass(model, status):
     model.say = lambda n, request: Response(b"overloaded", status) if n < 2 else None
@@ -269,9 +279,11 @@ def test_an_unknown_model_is_answered_with_those_that_are_there(model):
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_an_answer_that_does_not_end(model, chunked):
-    model.say = lambda n, request: Response.of(completion("x" * 5000))
-    with pytest.raises(ServerError, match="longer than max_bytes=4096"):
-        served(model, max_bytes=4096).generate(["a"], rng())
+    model.say = lambda n, request: replace(Response.of(completion("x" * (4000 if n else 5000))), chunked=chunked)
+    lm = served(model, max_bytes=4500)
+    with pytest.raises(ServerError, match="longer than max_bytes=4500"):
+        lm.generate(["a"], rng())
+    assert lm.generate(["a"], rng()) == ["x" * 4000]
 
 
 def test_nobody_there():
@@ -295,7 +307,7 @@ def test_deadline_ends_what_hangs(model):
 @pytest.mark.filterwarnings("always:.*stumbles")
 def test_one_warning_however_often_it_stumbles(model, recwarn):
     model.say = lambda n, request: Response(status=500) if n % 2 else None
-    lm = served(model)
+    lm = served(model, attempts=100)
     for seed in range(3):
         lm.generate(PROMPTS, rng(seed))
     (warning,) = [w for w in recwarn if "stumbles" in str(w.message)]
@@ -476,6 +488,25 @@ def test_the_thread_ends_with_the_model(model):
     assert len(threads()) == before
 
 
+def test_closing_ends_what_another_thread_waits_for(model):
+    hanging, ended = threading.Event(), []
+    model.say = lambda n, request: hanging.set() or Response(hang=True)
+    lm = served(model)
+
+    def ask():
+        try:
+            lm.generate(["a"], rng())
+        except concurrent.futures.CancelledError:
+            ended.append(True)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert hanging.wait(20)
+    lm.close()
+    thread.join(20)
+    assert ended == [True]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_after_a_fork(model):
@@ -564,8 +595,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(checkpoint, tmp_path_factory):
     """The address of ``transformers serve``."""
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("fastapi")
+    for name in ("uvicorn", "fastapi", "openai", "accelerate"):
+        pytest.importorskip(name)
     with FakeModel() as probe:
         port = probe.port
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
@@ -575,7 +606,7 @@ def real(checkpoint, tmp_path_factory):
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(240):
+        for _ in range(480):
             if process.poll() is not None:
                 pytest.skip("transformers serve does not start here")
             try:
@@ -584,7 +615,7 @@ def real(checkpoint, tmp_path_factory):
             except OSError:
                 threading.Event().wait(0.25)
         else:
-            pytest.skip("transformers serve is not ready within a minute")
+            pytest.skip("transformers serve is not ready within two minutes")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()

@@ -53,7 +53,11 @@ class Background:
         self._loop.close()
 
     async def _finish(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
         try:
+            await asyncio.gather(*others, return_exceptions=True)
             await self._close()
         finally:
             self._loop.stop()

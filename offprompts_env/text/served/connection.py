@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -72,23 +73,22 @@ class Connection:
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
 
-        async def opened(*_: object) -> None:
-            self.renewed = True
-
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(opened)
         # Plain bytes, so that the limit on their number means something.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.server.concurrency),
+            connector=aiohttp.TCPConnector(limit=self.server.concurrency, socket_factory=self._socket),
             timeout=aiohttp.ClientTimeout(total=self.server.request_timeout),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace],
             auto_decompress=False,
         )
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        # The way to learn of new connections that costs nothing a request; a trace costs 10% of the speed.
+        self.renewed = True
+        return socket.socket(*address[:3])
 
     async def close(self) -> None:
         """Close all connections."""
@@ -122,6 +122,11 @@ class Connection:
                 if attempt == attempts - 1:
                     raise Refusal(
                         f"{attempts} attempts failed, the last one with: {fault.reason}; {_remedy(fault.reason)}"
+                    ) from None
+                if fault.wait >= self.server.deadline:
+                    raise Refusal(
+                        f"{fault.reason}, and the server asks to wait {fault.wait:g} s, past the deadline of "
+                        f"{self.server.deadline:g} s for one call; come back then, or raise deadline"
                     ) from None
                 self.report.retries[fault.reason] += 1
                 # The server is well: waiting would not change its answer, another seed may.
@@ -171,7 +176,9 @@ class Connection:
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self.server.max_bytes
-        if (response.content_length or 0) <= limit:
+        if (length := response.content_length) is not None and length <= limit:
+            return self._without_key(await response.read())
+        if length is None:
             parts, size = [], 0
             async for part in response.content.iter_any():
                 size += len(part)
@@ -179,13 +186,15 @@ class Connection:
                     break
                 parts.append(part)
             else:
-                raw = b"".join(parts)
-                # A server that repeats the key, in an error or in a sentence, must not get it into a log.
-                return raw.replace(self._key.encode(), b"***") if self._key else raw
+                return self._without_key(b"".join(parts))
         raise Refusal(
             f"an answer is longer than max_bytes={limit}; this is no sentence of {self.server.model!r}: check the "
             "address, or raise max_bytes"
         )
+
+    def _without_key(self, raw: bytes) -> bytes:
+        """A server that repeats the key, in an error or in a sentence, must not get it into a log."""
+        return raw.replace(self._key.encode(), b"***") if self._key else raw
 
 
 def _remedy(reason: str) -> str:

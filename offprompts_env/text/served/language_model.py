@@ -97,6 +97,11 @@ class ServedLM:
         return self.decoding.greedy and self.server.deterministic
 
     @property
+    def reproducible(self) -> bool:
+        """Whether the same generators give the same sentences again; only the caller can say that of a server."""
+        return self.server.deterministic
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What the server has said so far about the model that answers; empty before the first sentence."""
         return (self._listed or {}) | self._writer

@@ -7,7 +7,8 @@ How servers differ (vLLM and SGLang by their source, ``transformers serve`` 5.23
 - *temperature, top_p*: where a request leaves them out, vLLM and SGLang take the model's ``generation_config.json``. So
   both are always sent. ``transformers serve`` samples only if that file says ``do_sample``.
 - *top_k, min_p*: extensions of vLLM and SGLang; others answer 422. So they are sent only where they do something.
-- *stop*: ``transformers serve`` leaves the stop string in the text, the others cut it off. So it is cut here too.
+- *stop*: ``transformers serve`` answers 500 to a request that has one. It is cut here in any case, so there
+  ``extra={"stop": None}`` does the same at the price of some tokens.
 - *n*: ignored by ``transformers serve``; here always one.
 """
 

@@ -30,8 +30,8 @@ class Server:
         extra: further JSON fields of every request, such as ``{"repetition_penalty": 1.1}``, or, to be free of the
             ``generation_config.json`` that vLLM and SGLang take defaults from, ``{"top_k": -1}``. None takes a field
             of ours away.
-        deterministic: your word that, under greedy decoding, the server always gives the same answer. Most do not:
-            rounding depends on what else is in a batch.
+        deterministic: your word that the server answers the same request with the same seed always alike. Most do
+            not, nor under greedy decoding: rounding depends on what else is in a batch.
         check_identity: stop when the server says that it answers with another model than at first. Without it a
             model that is swapped under its name goes unnoticed; services that move a request between several
             installations need that.
