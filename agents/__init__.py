@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agents.adapters.predictor import Predictor as Predictor
     from agents.clustering import (
         EmbeddingClusters as EmbeddingClusters,
         KnownClusters as KnownClusters,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         LogarithmicSmoothing as LogarithmicSmoothing,
         SubGaussianIS as SubGaussianIS,
     )
-    from agents.export import export_policy as export_policy
+    from agents.export import describe_export as describe_export, export_policy as export_policy
     from agents.hierarchical import HierarchicalPolicy as HierarchicalPolicy, TreeSoftmax as TreeSoftmax
     from agents.inspection import LogReport as LogReport, inspect_log as inspect_log
     from agents.kernels import (
@@ -171,7 +172,8 @@ _NAMES = {
         "LogarithmicSmoothing",
         "SubGaussianIS",
     ),
-    "agents.export": ("export_policy",),
+    "agents.adapters.predictor": ("Predictor",),
+    "agents.export": ("describe_export", "export_policy"),
     "agents.hierarchical": (
         "HierarchicalPolicy",
         "TreeSoftmax",

@@ -78,7 +78,8 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
     """Return the catalogue of an environment of this project and the provenance of what is recorded in it.
 
     Raises:
-        ConfigError: the environment has no simulator, or its sub-environments have different prompts.
+        ConfigError: the environment has no simulator, its sub-environments have different prompts, or a wrapper changed
+            what actions are.
     """
     base = env.unwrapped
     # Gymnasium's own vector environments hold single ones, each with a simulator of the same settings.
@@ -94,6 +95,13 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
     prompts: PromptSet = simulators[0].prompts
     if any(simulator.prompts.fingerprint != prompts.fingerprint for simulator in simulators[1:]):
         raise ConfigError("env: expected sub-environments over one catalogue of prompts, got different ones")
+    space = env.single_action_space if isinstance(env, VectorEnv) else env.action_space
+    if getattr(space, "n", None) != len(prompts):
+        # A wrapper's action would be taken for the prompt of that number.
+        raise ConfigError(
+            f"env: expected actions that are prompts, one of {len(prompts)}, got {space}; record inside the wrapper "
+            "that changes them"
+        )
     env_id = None if env.spec is None else env.spec.id
     return prompts, LogMetadata(env_id, config, seed, package_versions())
 

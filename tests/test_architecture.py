@@ -26,6 +26,7 @@ LAYERS = [
     "interchange",
     "streaming",
     "recording",
+    "wrappers",
     "collecting",
 ]
 

@@ -520,7 +520,7 @@ def test_collecting_with_a_mask() -> None:
         (lambda: FlatVectorObservation(vector()), ConfigError, "record inside the wrapper"),
         (lambda: ActionMask(synthetic(), half), ActionError, "excluded"),
         (lambda: VectorActionMask(vector(), half), ActionError, "excluded"),
-        (lambda: CandidatePrompts(synthetic(), 2), OffPromptsError, "slot|actions are prompts|record inside"),
+        (lambda: CandidatePrompts(synthetic(), 2), ConfigError, "expected actions that are prompts, .*record inside"),
     ],
 )
 def test_collecting_what_cannot_be_collected_says_so(wrap: Any, error: type[Exception], message: str) -> None:
@@ -540,6 +540,11 @@ def test_recording_outside_of_a_flat_wrapper_says_so(tmp_path: Any, record: Any,
     with pytest.raises(ConfigError, match="record inside"):
         recorder.reset(seed=0)
     recorder.close()
+
+
+def test_recording_outside_of_candidates_says_so(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="expected actions that are prompts"):
+        RecordLoggedData(CandidatePrompts(synthetic(), 2), tmp_path)
 
 
 def test_recording_inside_of_a_flat_wrapper(tmp_path: Any) -> None:
