@@ -19,7 +19,6 @@ from offprompts_env.errors import (
     ActionError,
     AgentError,
     ConfigError,
-    OffPromptsError,
     PropensityError,
     ResetNeededError,
 )
