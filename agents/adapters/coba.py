@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.adapters.base import Adapter, features
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_agent, reviving, write_agent
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import (
     ActionError,
@@ -176,11 +176,9 @@ class Coba(Adapter):
             StorageError: not such a directory, damaged, or not `trusted`.
         """
         stored = read_agent(path, "Coba", trusted=trusted)
-        try:
+        with reviving(path):
             agent = cls(pickle.loads(stored.content), stored.prompts, embeddings=bool(stored.settings["embeddings"]))
             agent._dimension = int(stored.settings["dimension"])
-        except Exception as error:
-            raise StorageError(f"agent: {path} is damaged: {type(error).__name__}: {error}; save it again") from error
         return agent
 
 

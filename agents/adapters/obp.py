@@ -12,7 +12,7 @@ import torch
 from numpy.random import Generator
 
 from agents.adapters.base import Adapter, check_arms, check_epsilon, features
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_agent, reviving, write_agent
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import ConfigError, DataError, StorageError, foreign, missing_dependency, unknown_name
 from offprompts_env.sampling import MATRIX_AT_ONCE, check_probabilities, row_parts
@@ -203,10 +203,8 @@ class OBP(Adapter):
             StorageError: not such a directory, damaged, or not `trusted`.
         """
         stored = read_agent(path, "OBP", trusted=trusted)
-        try:
+        with reviving(path):
             return cls(pickle.loads(stored.content), stored.prompts, **stored.settings)
-        except Exception as error:
-            raise StorageError(f"agent: {path} is damaged: {type(error).__name__}: {error}; save it again") from error
 
 
 def _checked_name(policy: Any) -> str:

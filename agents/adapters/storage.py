@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -145,3 +146,14 @@ def _read(directory: Path, name: str, checksums: Mapping[str, str]) -> bytes:
             f"agent: {directory / name} is damaged: expected SHA-256 {checksums[name]}, got {actual}; save it again"
         )
     return content
+
+
+@contextmanager
+def reviving(path: str | Path) -> Iterator[None]:
+    """Say of whatever fails while an agent is made of what `path` holds that the files are damaged."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise StorageError(f"agent: {path} is damaged: {type(error).__name__}: {error}; save it again") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents.adapters.base import Adapter
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_agent, reviving, write_agent
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import (
     ConfigError,
@@ -195,12 +195,10 @@ class VowpalWabbit(Adapter):
             StorageError: not such a directory, damaged, or a model with other options.
         """
         stored = read_agent(path, "VowpalWabbit")
-        try:
+        with reviving(path):
             options, adf, seed, (d_x, d_q) = (stored.settings[n] for n in ("options", "adf", "seed", "dimensions"))
             agent = cls(stored.prompts, options, adf=bool(adf), seed=seed)
             expected, found = _model_options(_model(agent._workspace)), _model_options(stored.content)
-        except (KeyError, TypeError, ValueError, struct.error) as error:
-            raise StorageError(f"agent: {path} is damaged: {type(error).__name__}: {error}; save it again") from error
         if found != expected:
             raise StorageError(
                 f"agent: expected a model with the options{expected[1]!r} at {path}, got{found[1]!r}; it was written "

@@ -160,20 +160,29 @@ def _vector(frame: pd.DataFrame, source: Vector | None, name: str) -> FloatArray
         column = _source(frame, source, name)
         numeric = pd.api.types.is_numeric_dtype(column.dtype)
         return _stack(frame, [source], name) if numeric else _lists(column, source)
+    return _stack(frame, numbered_columns([str(column) for column in frame.columns], source, name, "the frame"), name)
+
+
+def numbered_columns(columns: Sequence[str], source: str, name: str, place: str) -> list[str]:
+    """Return the names ``source_0``, ``source_1``, ... among `columns` of `place`, which make up the vector `name`.
+
+    Raises:
+        DataError: there are none, or their numbers have a gap.
+    """
     numbered = re.compile(re.escape(source) + r"_(\d+)")
-    found = sorted(int(match[1]) for c in frame.columns if (match := numbered.fullmatch(str(c))))
+    found = sorted(int(match[1]) for column in columns if (match := numbered.fullmatch(column)))
     if not found:
         nothing = "" if name == "context" else f", or {name}=None if the log has none"
         raise DataError(
-            f"{name}: expected a column {source!r} of lists or columns {source}_0, {source}_1, ..., the frame has "
+            f"{name}: expected a column {source!r} of lists or columns {source}_0, {source}_1, ..., {place} has "
             f"neither; pass {name}= the name or names of its columns{nothing}"
         )
     if found != list(range(len(found))):
         gap = next(i for i, number in enumerate(found) if i != number)
         raise DataError(
-            f"{name}: expected columns numbered from {source}_0 without gaps, but {source}_{gap} is missing"
+            f"{name}: expected columns numbered from {source}_0 without gaps, but {source}_{gap} is missing in {place}"
         )
-    return _stack(frame, [f"{source}_{i}" for i in found], name)
+    return [f"{source}_{i}" for i in found]
 
 
 def _stack(frame: pd.DataFrame, sources: list[str], name: str) -> FloatArray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self, TypedDict
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from offprompts_env.columns import check_texts, column_types, concatenate, make_dataset
 from offprompts_env.errors import ActionError, DataError, PropensityError, unknown_name
-from offprompts_env.interchange.dataframe import Vector
+from offprompts_env.interchange.dataframe import Vector, numbered_columns
 from offprompts_env.types import Array, FloatArray, IntArray, LoggedDataset, LogMetadata, PromptSet
 
 if TYPE_CHECKING:
@@ -180,20 +179,8 @@ def _vector_columns(schema: pa.Schema, source: Vector | None, name: str, place: 
         return [_existing(schema, column, name, place) for column in source]
     if _exists(schema, source):
         return [_existing(schema, source, name, place)]
-    numbered = re.compile(re.escape(source) + r"_(\d+)")
-    found = sorted(int(match[1]) for column in schema.names if (match := numbered.fullmatch(column)))
-    if not found:
-        nothing = "" if name == "context" else f", or {name}=None if the log has none"
-        raise DataError(
-            f"{name}: expected a column {source!r} of lists or columns {source}_0, {source}_1, ..., {place} has "
-            f"neither; pass {name}= the name or names of its columns{nothing}"
-        )
-    if found != list(range(len(found))):
-        gap = next(i for i, number in enumerate(found) if i != number)
-        raise DataError(
-            f"{name}: expected columns numbered from {source}_0 without gaps, but {source}_{gap} is missing in {place}"
-        )
-    return [_existing(schema, f"{source}_{i}", name, place) for i in found]
+    numbered = numbered_columns(schema.names, source, name, place)
+    return [_existing(schema, column, name, place) for column in numbered]
 
 
 def join(blocks: Iterable[Block], prompts: PromptSet, metadata: LogMetadata, what: str) -> LoggedDataset:
