@@ -7,6 +7,7 @@ from agents.adapters.base import Adapter
 from agents.adapters.coba import Coba, CobaLog, coba_environment
 from agents.adapters.contextual_bandits import ContextualBandits
 from agents.adapters.functions import FunctionAgent
+from agents.adapters.loading import load_agent
 from agents.adapters.mabwiser import MABWiser
 from agents.adapters.obp import OBP
 from agents.adapters.predictor import Predictor
@@ -30,4 +31,5 @@ __all__ = [
     "StableBaselines3",
     "VowpalWabbit",
     "coba_environment",
+    "load_agent",
 ]

@@ -89,6 +89,28 @@ def _named(stem: str, content: bytes, suffix: str) -> str:
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.{suffix}"
 
 
+def describe_agent(path: str | Path) -> dict[str, Any]:
+    """Return what the description of the agent at `path` says: its ``kind``, ``distribution``, ``version``, ...
+
+    Raises:
+        StorageError: there is none, or it is of a newer format version.
+    """
+    directory = Path(path)
+    try:
+        described: dict[str, Any] = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
+        found, _, _ = described["format_version"], described["kind"], described["pickled"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"agent: expected a directory that save wrote, with {_DESCRIPTION}, at {directory}, but {error!r}"
+        ) from error
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise StorageError(
+            f"agent: {directory} has format version {found}, this package reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U offprompts-env"
+        )
+    return described
+
+
 def read_agent(path: str | Path, kind: str, *, trusted: bool = False) -> Stored:
     """Read what :func:`write_agent` wrote of an adapter of class `kind`.
 
@@ -101,19 +123,8 @@ def read_agent(path: str | Path, kind: str, *, trusted: bool = False) -> Stored:
         StorageError: not such a directory, damaged, of another class or a newer format version, or not `trusted` and
             in a format that can run code.
     """
-    directory = Path(path)
-    try:
-        described = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
-        found, found_kind, pickled = described["format_version"], described["kind"], described["pickled"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"agent: expected a directory that save wrote, with {_DESCRIPTION}, at {directory}, but {error!r}"
-        ) from error
-    if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise StorageError(
-            f"agent: {directory} has format version {found}, this package reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U offprompts-env"
-        )
+    directory, described = Path(path), describe_agent(path)
+    found_kind, pickled = described["kind"], described["pickled"]
     if found_kind != kind:
         raise StorageError(f"agent: expected one of class {kind} at {directory}, got {found_kind}; read it with that")
     if pickled is not False and not trusted:

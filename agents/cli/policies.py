@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offprompts_env.errors import StorageError
+from offprompts_env.sampling import check_policy
 from offprompts_env.types import LoggedDataset, Policy, PromptSet
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def open_policy(name: str, prompts: PromptSet) -> Policy:
     """Return the uniform policy, or the one in a directory.
 
     Raises:
-        StorageError: no such directory.
+        StorageError: no such directory, or one of an agent whose file is a pickle.
         DimensionError: the policy is over other prompts.
     """
     import agents
@@ -87,6 +88,12 @@ def open_policy(name: str, prompts: PromptSet) -> Policy:
         raise StorageError(
             f"policy: expected 'uniform' or the directory of a saved policy, there is no directory {name!r}"
         )
+    if (Path(name) / "agent.json").is_file():
+        from agents.adapters import load_agent
+
+        agent = load_agent(name)
+        check_policy(agent, prompts, "the log")
+        return agent
     return agents.load_policy(name, prompts)
 
 
