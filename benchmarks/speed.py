@@ -31,6 +31,7 @@ from benchmarks.hot_paths.experiments import experiments
 from benchmarks.hot_paths.exports import exports
 from benchmarks.hot_paths.interchange import interchange
 from benchmarks.hot_paths.learning import estimating, large_catalogue, learning, streaming
+from benchmarks.hot_paths.serving import serving
 from benchmarks.hot_paths.sweeping import sweeping
 from benchmarks.hot_paths.timing import Figure, matmul_flops, seconds
 
@@ -208,6 +209,7 @@ FIGURES: dict[str, Callable[[], Figure | list[Figure]]] = {
     "experiments": experiments,
     "interchange": interchange,
     "exports": exports,
+    "serving": serving,
     "import": import_time,
 }
 

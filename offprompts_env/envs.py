@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -119,7 +121,28 @@ def _spaces(simulator: Simulator) -> tuple[spaces.Dict, spaces.Discrete]:
 _ABOUT = ("user_id", "item_id", "query_text")
 
 
-class PromptEnv(gym.Env[Any, Any]):
+class _Marked:
+    """An environment that says of itself whether a seed gives the same rounds again.
+
+    An id is registered once, for language models that keep to a seed and for those that do not.
+    """
+
+    simulator: Simulator
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """As registered, and marked as nondeterministic where this very environment is."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and not self.simulator.reproducible:
+            spec = replace(spec, nondeterministic=True)
+        self._spec = spec
+
+
+class PromptEnv(_Marked, gym.Env[Any, Any]):
     """One-step environment over any simulator.
 
     Args:
@@ -244,7 +267,7 @@ class PromptEnv(gym.Env[Any, Any]):
         )
 
 
-class PromptVectorEnv(VectorEnv[Any, Any, Any]):
+class PromptVectorEnv(_Marked, VectorEnv[Any, Any, Any]):
     """Native batch of one-step environments over any simulator.
 
     Every step ends all rounds and begins the next ones (same-step autoreset): the observations returned are the next

@@ -103,7 +103,8 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
             "that changes them"
         )
     env_id = None if env.spec is None else env.spec.id
-    return prompts, LogMetadata(env_id, config, seed, package_versions())
+    notes = "" if simulators[0].reproducible else "not reproducible: its language model does not keep to seeds"
+    return prompts, LogMetadata(env_id, config, seed, package_versions(), notes)
 
 
 def shown_columns(observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:

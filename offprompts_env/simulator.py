@@ -258,6 +258,11 @@ class Simulator:
         return len(self.prompts)
 
     @property
+    def reproducible(self) -> bool:
+        """Whether the same seed gives the same rounds; not where sentences come from a server that ignores seeds."""
+        return bool(getattr(self.outputs, "reproducible", True))
+
+    @property
     def exact(self) -> bool:
         """Whether expected rewards of all prompts are computed without sampling outputs."""
         return isinstance(self.outputs, GaussianOutputs) and isinstance(self.rewards, LinearReward)

@@ -69,6 +69,11 @@ class SampleTable:
         """The catalogue that actions index."""
         return self.outputs.prompts
 
+    @property
+    def reproducible(self) -> bool:
+        """As what writes the sentences."""
+        return bool(getattr(self.outputs, "reproducible", True))
+
     def __len__(self) -> int:
         """Number of sentences kept."""
         return len(self._place)

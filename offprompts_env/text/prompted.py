@@ -110,6 +110,11 @@ class PromptedLM:
         """As the language model."""
         return self.language_model.deterministic
 
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same random numbers give the same sentences, as a model says that cannot promise it."""
+        return bool(getattr(self.language_model, "reproducible", True))
+
     def requests(self, contexts: Contexts, actions: IntArray) -> list[str]:
         """Return the full request of each round.
 

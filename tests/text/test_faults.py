@@ -186,3 +186,13 @@ def test_each_fault_that_stays_is_an_error_that_says_so(kind):
         proxy.share = 0.0
         assert len(lm.generate(["w1", "w2", "w3"], np.random.default_rng(2))) == 3
         lm.close()
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_environment_says_whether_its_model_keeps_to_seeds(bundle, tmp_path, keeps):
+    with FakeModel() as model:
+        env = make(bundle, model.url, PATIENT | {"deterministic": keeps})
+        assert env.unwrapped.spec.nondeterministic is not keeps
+        assert gym.spec("OffPrompts-MovieLens-v0").nondeterministic is False
+        log = record(env, 4, tmp_path / "log")
+    assert log.metadata.notes == ("" if keeps else "not reproducible: its language model does not keep to seeds")
