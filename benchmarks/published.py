@@ -153,7 +153,7 @@ def table_order(found: Iterable[Comparison]) -> list[Comparison]:
 
 
 def verdict(cells: Sequence[Comparison]) -> list[str]:
-    """Say how many cells are off, how many would be by chance, and of each what is known."""
+    """Say how many cells are off, how many would be by chance, and what is known of them."""
     if not cells:
         return ["no cell has two worlds yet: run the sweep data_size"]
     off = [cell for cell in cells if cell.off]
@@ -164,11 +164,12 @@ def verdict(cells: Sequence[Comparison]) -> list[str]:
         f"be by chance. {above} lie above the published mean, {len(cells) - above} below; cells share their worlds, so "
         "they are not independent."
     ]
-    said += [
-        f"{TITLES[cell.learner]}, n = {cell.n} ({_signed(cell.deviation)}): "
-        f"{REASONS.get((cell.learner, cell.n), 'not explained')}."
-        for cell in off
-    ]
+    by_reason: dict[str, list[str]] = {}
+    for cell in off:
+        reason = REASONS.get((cell.learner, cell.n), "not explained")
+        named = f"{TITLES[cell.learner]}, n = {cell.n} ({_signed(cell.deviation)})"
+        by_reason.setdefault(reason, []).append(named)
+    said += [f"{'; '.join(own)}: {reason}." for reason, own in by_reason.items()]
     if any(cell.short for cell in cells):
         said.append("Some cells are of a share of the published schedules (--quick): they are no replication.")
     return said
