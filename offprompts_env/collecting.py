@@ -55,6 +55,8 @@ _SIGNATURE = "act(contexts, rng) -> (actions, propensities)"
 
 # Rounds a batch: of a closed-form world, and at most where a language model answers or an environment is stepped.
 _CLOSED_FORM_BATCH, _LARGEST_BATCH = 4096, 256
+# Rounds after which an agent that learns is taught, where the environment does not say.
+_LESSON = 256
 # Entries of the (batch, A) matrix of a policy's probabilities that are held at once: 32 MiB of float64.
 _LARGEST_MATRIX = 1 << 22
 
@@ -86,7 +88,8 @@ def collect(
         path: directory of the log; without one it stays in memory.
         seed: names the recording. The environment's own state does not matter.
         batch_size: rounds a batch. The rows depend on it; by default that of the log appended to, else 4,096 in a
-            closed-form world (fewer above 1,024 prompts) and otherwise n in equal parts of at most 256.
+            closed-form world (fewer above 1,024 prompts) and otherwise n in equal parts of at most 256; for an agent
+            that learns, which is taught after each batch, at most 256.
         mode: where there is a log already: refuse; append what is missing to n rows, exactly as if the recording had
             not been interrupted (an agent goes on from the state it is in); or overwrite it.
         progress: show a progress bar; by default when on a terminal.
@@ -114,10 +117,10 @@ def collect(
     learn = getattr(policy, "learn", None) if hasattr(policy, "act") else None
     if path is None:
         memory = Batches()
-        _record(player, act, learn, memory.append, range(n), size or player.default_batch(n), progress)
+        _record(player, act, learn, memory.append, range(n), size or _default(player, n, learn), progress)
         return concatenate(memory.parts, player.metadata)
     with ShardWriter(path, player.prompts, player.metadata, mode=mode, shard_rows=shard_rows) as writer:
-        size = _agreed_size(writer, size, seed) or player.default_batch(n)
+        size = _agreed_size(writer, size, seed) or _default(player, n, learn)
         writer.batch_size = size
         if writer.rows < n:
             _record(player, act, learn, writer.append, range(writer.rows, n), size, progress)
@@ -128,6 +131,11 @@ def collect(
                 stacklevel=2,
             )
     return load(path)
+
+
+def _default(player: _Player, n: int, learn: object | None) -> int:
+    size = player.default_batch(n)
+    return size if learn is None else min(size, _LESSON)
 
 
 def _agreed_size(writer: ShardWriter, size: int | None, seed: int) -> int | None:
@@ -216,7 +224,9 @@ class _SimulatorPlayer:
             return stream(self.seed, "collect", part, index)
 
         contexts = self.simulator.contexts.sample(size, rng("contexts"))
-        actions, propensities = act(contexts, rng("actions"))
+        # A copy: what an agent does to what it was shown must not reach the round.
+        shown = replace(contexts, context=contexts.context.copy(), query=contexts.query.copy())
+        actions, propensities = act(shown, rng("actions"))
         rounds = self.simulator.play(contexts, actions, rng("outputs"), rng("rewards"))
         return LoggedDataset(
             context=contexts.context,

@@ -356,7 +356,8 @@ class PromptVectorEnv(_Marked, VectorEnv[Any, Any, Any]):
 
     @staticmethod
     def _observe(contexts: Contexts) -> Observation:
-        return {"context": contexts.context, "query": contexts.query}
+        # Copies, as of a single environment: what an agent does to an observation must not reach the round.
+        return {"context": contexts.context.copy(), "query": contexts.query.copy()}
 
     @staticmethod
     def _about(contexts: Contexts) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, SupportsFloat
@@ -96,15 +96,25 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
     if any(simulator.prompts.fingerprint != prompts.fingerprint for simulator in simulators[1:]):
         raise ConfigError("env: expected sub-environments over one catalogue of prompts, got different ones")
     space = env.single_action_space if isinstance(env, VectorEnv) else env.action_space
-    if getattr(space, "n", None) != len(prompts):
+    if getattr(space, "n", None) != len(prompts) or any(
+        getattr(layer, "renames_actions", False) for layer in _layers(env)
+    ):
         # A wrapper's action would be taken for the prompt of that number.
         raise ConfigError(
-            f"env: expected actions that are prompts, one of {len(prompts)}, got {space}; record inside the wrapper "
-            "that changes them"
+            f"env: expected actions that are prompts, one of {len(prompts)}, got {space} of {env}; record inside the "
+            "wrapper that changes them"
         )
     env_id = None if env.spec is None else env.spec.id
     notes = "" if simulators[0].reproducible else "not reproducible: its language model does not keep to seeds"
     return prompts, LogMetadata(env_id, config, seed, package_versions(), notes)
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """Yield an environment and what it wraps, the outermost first."""
+    yield env
+    while hasattr(env, "env"):
+        env = env.env
+        yield env
 
 
 def shown_columns(observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:

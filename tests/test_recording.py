@@ -819,3 +819,36 @@ def test_a_forgotten_close_loses_nothing(tmp_path: Path) -> None:
     code = FORGETFUL.format(root=str(Path(__file__).parents[1]), path=str(tmp_path / "log"))
     subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
     assert len(LoggedDataset.load(tmp_path / "log")) == 7
+
+
+class _Scribbler:
+    """Plays prompt 0, and overwrites what it was shown."""
+
+    def act(self, contexts, rng):
+        contexts.context[:] = 0
+        contexts.query[:] = 0
+        return np.zeros(len(contexts), dtype=np.int64), np.ones(len(contexts))
+
+
+def test_what_an_agent_does_to_what_it_was_shown_reaches_no_round():
+    world = SyntheticConfig(n_prompts=5, reward_std=0.0).build()
+    log = collect(world, _Scribbler(), 20, seed=0, progress=False)
+    assert np.abs(log.context).min() > 0
+    np.testing.assert_allclose(log.reward, world.rewards.mean(log.contexts, log.outputs), rtol=1e-5)
+    envs = gym.make_vec("OffPrompts-Synthetic-v0", num_envs=8, n_prompts=5, reward_std=0.0)
+    shown, _ = envs.reset(seed=0)
+    kept = {name: values.copy() for name, values in shown.items()}
+    shown["context"][:] = 0
+    infos = envs.step(np.zeros(8, dtype=np.int64))[-1]
+    np.testing.assert_array_equal(infos["final_obs"]["context"], kept["context"])
+
+
+def test_an_agent_that_learns_is_taught_every_256_rounds():
+    taught = []
+
+    class Learner(_Scribbler):
+        def learn(self, log):
+            taught.append(len(log))
+
+    collect(SyntheticConfig(n_prompts=5).build(), Learner(), 600, progress=False)
+    assert taught == [256, 256, 88]

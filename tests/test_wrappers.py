@@ -520,6 +520,7 @@ def test_collecting_with_a_mask() -> None:
         (lambda: ActionMask(synthetic(), half), ActionError, "excluded"),
         (lambda: VectorActionMask(vector(), half), ActionError, "excluded"),
         (lambda: CandidatePrompts(synthetic(), 2), ConfigError, "expected actions that are prompts, .*record inside"),
+        (lambda: CandidatePrompts(synthetic(), A), ConfigError, "expected actions that are prompts, .*record inside"),
     ],
 )
 def test_collecting_what_cannot_be_collected_says_so(wrap: Any, error: type[Exception], message: str) -> None:

@@ -6,7 +6,6 @@ plays, and its `Result` compares.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.adapters.base import Adapter, features
-from agents.adapters.storage import Stored, read_agent, reviving, write_agent
+from agents.adapters.storage import Stored, read_pickled, reviving, write_agent
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import (
     ActionError,
@@ -162,7 +161,7 @@ class Coba(Adapter):
                 "agents.adapters.VowpalWabbit, which saves"
             ) from error
         settings = {"embeddings": self._embeddings, "dimension": self._dimension}
-        return write_agent(Stored("Coba", "coba", content, self.prompts, settings, pickled=True), path)
+        return write_agent(Stored("Coba", "coba", content, self.prompts, settings), path)
 
     @classmethod
     def load(cls, path: str | Path, *, trusted: bool = False) -> Coba:
@@ -175,19 +174,26 @@ class Coba(Adapter):
         Raises:
             StorageError: not such a directory, damaged, or not `trusted`.
         """
-        stored = read_agent(path, "Coba", trusted=trusted)
+        _require_coba()
+        stored, learner = read_pickled(path, "Coba", trusted=trusted)
         with reviving(path):
-            agent = cls(pickle.loads(stored.content), stored.prompts, embeddings=bool(stored.settings["embeddings"]))
+            agent = cls(learner, stored.prompts, embeddings=bool(stored.settings["embeddings"]))
             agent._dimension = int(stored.settings["dimension"])
         return agent
 
 
-def _check_learner(learner: Learner) -> None:
+def _require_coba() -> Any:
     try:
         import coba
-        from coba.primitives import Learner as Base
     except ImportError as error:
         raise missing_dependency("coba", "coba", "agents.adapters.Coba") from error
+    return coba
+
+
+def _check_learner(learner: Learner) -> None:
+    coba = _require_coba()
+    from coba.primitives import Learner as Base
+
     check_kind("learner", learner, Learner, "pass a learner of coba, such as coba.LinUCBLearner()")
     if type(learner).score is Base.score:
         raise ConfigError(

@@ -16,7 +16,7 @@ import numpy as np
 from agents.adapters.base import Adapter, check_arms, check_epsilon, features
 from agents.adapters.draws import check_draws, drawn_pmf
 from agents.adapters.rounds import Rounds
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_pickled, reviving, write_agent
 from agents.policies import greedy, softmax
 from offprompts_env.config import check_kind, check_number
 from offprompts_env.errors import ConfigError, DataError, StorageError, foreign, missing_dependency
@@ -43,7 +43,8 @@ class ContextualBandits(Adapter):
       that the agent makes for one context, and the adapter acts from exactly that; it costs a call a context.
       Agents that count rounds (ExploreFirst, AdaptiveGreedy) take the K choices for K rounds.
 
-    The pmf is uniform until the agent has learned from something.
+    The pmf is uniform until the agent has learned from something. Teach it through :meth:`learn` only: an agent that is
+    trained behind its adapter needs a new one.
 
     Args:
         agent: with ``nchoices=A``; named choices stand for the prompts in their order.
@@ -213,7 +214,7 @@ class ContextualBandits(Adapter):
                 f"agent: cannot pickle it: {type(error).__name__}: {error}; make it without functions of your own"
             ) from error
         kind = type(self).__name__
-        return write_agent(Stored(kind, "contextualbandits", content, self.prompts, settings, pickled=True), path)
+        return write_agent(Stored(kind, "contextualbandits", content, self.prompts, settings), path)
 
     @classmethod
     def load(cls, path: str | Path, *, trusted: bool = False) -> ContextualBandits:
@@ -227,17 +228,11 @@ class ContextualBandits(Adapter):
             StorageError: not such a directory, damaged, or not `trusted`.
         """
         _online()
-        stored = read_agent(path, cls.__name__, trusted=trusted)
-        try:
-            agent, rounds = pickle.loads(stored.content)
+        stored, (agent, rounds) = read_pickled(path, cls.__name__, trusted=trusted)
+        with reviving(path):
             settings = dict(stored.settings)
             seen = settings.pop("features")
             loaded = cls(agent, stored.prompts, **settings)
-        except Exception as error:
-            raise StorageError(
-                f"agent: cannot read {path}: {type(error).__name__}: {error}; it may be of another version of "
-                "contextualbandits; save it again"
-            ) from error
         loaded._features, loaded._rounds = seen, rounds
         return loaded
 

@@ -11,7 +11,7 @@ import numpy as np
 from agents.adapters.base import Adapter, check_arms, check_epsilon, features, smoothed
 from agents.adapters.draws import check_draws, drawn_pmf
 from agents.adapters.skops_files import skops_bytes, skops_object
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_agent, reviving, write_agent
 from offprompts_env.config import check_kind
 from offprompts_env.errors import ActionError, ConfigError, DataError, foreign, missing_dependency
 from offprompts_env.types import Contexts, FloatArray, IntArray, LoggedDataset, PromptSet
@@ -51,7 +51,8 @@ class MABWiser(Adapter):
       from exactly that; it costs a call a context, or one call where the agent is context-free. (Softmax and Popularity
       choose the largest of a Dirichlet sample, which is not what their expectations say.)
 
-    The pmf is uniform until the agent has learned from something.
+    The pmf is uniform until the agent has learned from something. Teach it through :meth:`learn` only: an agent that is
+    trained behind its adapter needs a new one.
 
     Args:
         agent: a ``MAB`` with A arms, which stand for the prompts in their order.
@@ -99,6 +100,8 @@ class MABWiser(Adapter):
         """
         check_kind("contexts", contexts, Contexts, "of an observation take Contexts.of(observation)")
         x, n, n_prompts = features(contexts, self._features), len(contexts), self.n_prompts
+        if n == 0:
+            return np.empty((0, n_prompts))
         if not self.agent._is_initial_fit or (self._policy == "Random" and self.draws is None):
             return np.full((n, n_prompts), 1 / n_prompts)
         if not self.agent.is_contextual:
@@ -189,9 +192,10 @@ class MABWiser(Adapter):
             StorageError: not such a directory, damaged, or with unknown parts and not `trusted`.
         """
         stored = read_agent(path, cls.__name__)
-        agent = skops_object(stored.content, _KNOWN, f"the agent in {path}", "mabwiser", trusted=trusted)
-        loaded = cls(agent, stored.prompts, epsilon=stored.settings["epsilon"], draws=stored.settings["draws"])
-        loaded._features = stored.settings["features"]
+        with reviving(path):
+            agent = skops_object(stored.content, _KNOWN, f"the agent in {path}", "mabwiser", trusted=trusted)
+            loaded = cls(agent, stored.prompts, epsilon=stored.settings["epsilon"], draws=stored.settings["draws"])
+            loaded._features = stored.settings["features"]
         return loaded
 
 

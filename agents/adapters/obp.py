@@ -12,7 +12,7 @@ import torch
 from numpy.random import Generator
 
 from agents.adapters.base import Adapter, check_arms, check_epsilon, features
-from agents.adapters.storage import Stored, read_agent, reviving, write_agent
+from agents.adapters.storage import Stored, read_pickled, reviving, write_agent
 from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import ConfigError, DataError, StorageError, foreign, missing_dependency, unknown_name
 from offprompts_env.sampling import MATRIX_AT_ONCE, check_probabilities, row_parts
@@ -189,7 +189,7 @@ class OBP(Adapter):
                 f"agent: {self._name} cannot be pickled: {error}; make it of functions and classes with a name"
             ) from error
         settings = {"epsilon": self._epsilon, "draws": self._draws, "seed": self._seed}
-        return write_agent(Stored("OBP", "obp", content, self.prompts, settings, pickled=True), path)
+        return write_agent(Stored("OBP", "obp", content, self.prompts, settings), path)
 
     @classmethod
     def load(cls, path: str | Path, *, trusted: bool = False) -> OBP:
@@ -202,19 +202,24 @@ class OBP(Adapter):
         Raises:
             StorageError: not such a directory, damaged, or not `trusted`.
         """
-        stored = read_agent(path, "OBP", trusted=trusted)
+        _policies()
+        stored, policy = read_pickled(path, "OBP", trusted=trusted)
         with reviving(path):
-            return cls(pickle.loads(stored.content), stored.prompts, **stored.settings)
+            return cls(policy, stored.prompts, **stored.settings)
 
 
-def _checked_name(policy: Any) -> str:
-    """Return the class of a policy of obp itself: one that is derived from it may choose in another way."""
+def _policies() -> Any:
     try:
         import obp.policy
     except ImportError as error:
         raise missing_dependency("obp", "obp", "agents.adapters.OBP") from error
+    return obp.policy
+
+
+def _checked_name(policy: Any) -> str:
+    """Return the class of a policy of obp itself: one that is derived from it may choose in another way."""
     name = type(policy).__name__
-    if type(policy) is not getattr(obp.policy, name, None) or name not in _NAMES:
+    if type(policy) is not getattr(_policies(), name, None) or name not in _NAMES:
         raise unknown_name("policy of obp", name, _NAMES)
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 from agents.adapters.base import Adapter, check_epsilon, features
 from agents.adapters.rounds import Rounds
 from agents.adapters.skops_files import skops_bytes, skops_object
-from agents.adapters.storage import Stored, read_agent, write_agent
+from agents.adapters.storage import Stored, read_agent, reviving, write_agent
 from agents.policies import greedy, softmax
 from offprompts_env.config import check_kind, check_number
 from offprompts_env.errors import ConfigError, DataError, DimensionError, foreign, missing_dependency
@@ -100,10 +101,11 @@ class _Estimator(Adapter):
             StorageError: not such a directory, damaged, or with unknown parts and not `trusted`.
         """
         stored = read_agent(path, cls.__name__)
-        held = skops_object(stored.content, _KNOWN, f"the agent in {path}", _EXTRA, trusted=trusted)
-        loaded = cls(held["estimator"], stored.prompts, **stored.settings["arguments"])
-        loaded._features = stored.settings["features"]
-        loaded._rounds = None if held["rounds"] is None else Rounds(**held["rounds"])
+        with reviving(path):
+            held = skops_object(stored.content, _KNOWN, f"the agent in {path}", _EXTRA, trusted=trusted)
+            loaded = cls(held["estimator"], stored.prompts, **stored.settings["arguments"])
+            loaded._features = stored.settings["features"]
+            loaded._rounds = None if held["rounds"] is None else Rounds(**held["rounds"])
         return loaded
 
 
@@ -203,6 +205,11 @@ class ScikitLearnClassifier(_Estimator):
         weight = np.ones(len(log)) if self.imitate else self._weight(log)
         counts = weight > 0
         if not counts.any():
+            warnings.warn(
+                f"{self._name}: none of {len(log)} rewards is above baseline={self.baseline}, so there is nothing to "
+                "learn from them; lower the baseline",
+                stacklevel=2,
+            )
             return
         rounds = Rounds(x[counts], log.action[counts], weight[counts])
         with foreign(f"{self._name} raised as it learned from {len(log)} rounds"):

@@ -303,6 +303,8 @@ def _build(settings: Mapping[str, Any], n_prompts: int) -> BasePolicy:
     try:
         kind = getattr(import_module(_POLICIES[settings["policy"]]), settings["policy"])
     except ImportError as error:
+        if not _POLICIES[settings["policy"]].startswith("sb3_contrib"):
+            raise
         raise missing_dependency("sb3-contrib", "sb3-contrib", "a policy of MaskablePPO") from error
     boxes: dict[str, spaces.Space[Any]] = {
         name: spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in settings["dimensions"].items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load as deserialise, save as serialise
 
-from offprompts_env.errors import StorageError
+from offprompts_env.errors import MissingDependencyError, StorageError
 from offprompts_env.manifest import write_atomic
 from offprompts_env.types import PromptSet
 
@@ -36,7 +37,6 @@ class Stored:
         content: the foreign agent, in the format of its library.
         prompts: the catalogue.
         settings: JSON-able.
-        pickled: whether reading the content can run code.
     """
 
     kind: str
@@ -44,7 +44,6 @@ class Stored:
     content: bytes
     prompts: PromptSet
     settings: Mapping[str, Any] = field(default_factory=dict)
-    pickled: bool = False
 
 
 def write_agent(stored: Stored, path: str | Path) -> Path:
@@ -65,7 +64,6 @@ def write_agent(stored: Stored, path: str | Path) -> Path:
         "version": version(stored.distribution),
         "settings": stored.settings,
         "prompt_texts": stored.prompts.texts,
-        "pickled": stored.pickled,
         "content": content,
         "prompts": prompts,
         "sha256": {name: hashlib.sha256(bytes_).hexdigest() for name, bytes_ in files.items()},
@@ -98,7 +96,7 @@ def describe_agent(path: str | Path) -> dict[str, Any]:
     directory = Path(path)
     try:
         described: dict[str, Any] = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
-        found, _, _ = described["format_version"], described["kind"], described["pickled"]
+        found, kind = described["format_version"], described["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"agent: expected a directory that save wrote, with {_DESCRIPTION}, at {directory}, but {error!r}"
@@ -108,29 +106,21 @@ def describe_agent(path: str | Path) -> dict[str, Any]:
             f"agent: {directory} has format version {found}, this package reads up to {FORMAT_VERSION}; "
             "upgrade with: pip install -U offprompts-env"
         )
+    if not isinstance(kind, str):
+        raise StorageError(f"agent: expected the name of a class as 'kind' in {directory}, got {kind!r}; save it again")
     return described
 
 
-def read_agent(path: str | Path, kind: str, *, trusted: bool = False) -> Stored:
+def read_agent(path: str | Path, kind: str) -> Stored:
     """Read what :func:`write_agent` wrote of an adapter of class `kind`.
 
-    Args:
-        path: the directory.
-        kind: name of the class.
-        trusted: the reader knows who wrote the files, and lets them run code.
-
     Raises:
-        StorageError: not such a directory, damaged, of another class or a newer format version, or not `trusted` and
-            in a format that can run code.
+        StorageError: not such a directory, damaged, of another class or a newer format version.
     """
     directory, described = Path(path), describe_agent(path)
-    found_kind, pickled = described["kind"], described["pickled"]
-    if found_kind != kind:
-        raise StorageError(f"agent: expected one of class {kind} at {directory}, got {found_kind}; read it with that")
-    if pickled is not False and not trusted:
+    if described["kind"] != kind:
         raise StorageError(
-            f"agent: {directory} holds a pickle of {described.get('distribution')}, which can run any code when it is "
-            f"read; if you wrote it yourself, pass trusted=True: {kind}.load(path, trusted=True)"
+            f"agent: expected one of class {kind} at {directory}, got {described['kind']}; read it with that"
         )
     try:
         content, embeddings = (
@@ -138,7 +128,7 @@ def read_agent(path: str | Path, kind: str, *, trusted: bool = False) -> Stored:
         )
         texts = described["prompt_texts"]
         prompts = PromptSet(deserialise(embeddings)["embeddings"], None if texts is None else tuple(texts))
-        return Stored(kind, described["distribution"], content, prompts, described["settings"], pickled)
+        return Stored(kind, described["distribution"], content, prompts, described["settings"])
     except StorageError:
         raise
     except Exception as error:
@@ -146,6 +136,29 @@ def read_agent(path: str | Path, kind: str, *, trusted: bool = False) -> Stored:
             f"agent: the files in {directory} do not fit together or are damaged: {type(error).__name__}: {error}; "
             "save the agent again"
         ) from error
+
+
+def read_pickled(path: str | Path, kind: str, *, trusted: bool) -> tuple[Stored, Any]:
+    """Read what :func:`write_agent` wrote of an adapter whose content is a pickle, and what is in that.
+
+    Whether the content is a pickle is the class's to say: the description comes from whoever wrote the directory.
+
+    Args:
+        path: the directory.
+        kind: name of the class.
+        trusted: the reader knows who wrote the files, and lets them run code.
+
+    Raises:
+        StorageError: as :func:`read_agent`, or not `trusted`.
+    """
+    if not trusted:
+        raise StorageError(
+            f"agent: {path} holds a pickle, which can run any code when it is read; if you wrote it yourself, pass "
+            f"trusted=True: {kind}.load(path, trusted=True)"
+        )
+    stored = read_agent(path, kind)
+    with reviving(path):
+        return stored, pickle.loads(stored.content)
 
 
 def _read(directory: Path, name: str, checksums: Mapping[str, str]) -> bytes:
@@ -164,7 +177,10 @@ def reviving(path: str | Path) -> Iterator[None]:
     """Say of whatever fails while an agent is made of what `path` holds that the files are damaged."""
     try:
         yield
-    except StorageError:
+    except (StorageError, MissingDependencyError):
         raise
     except Exception as error:
-        raise StorageError(f"agent: {path} is damaged: {type(error).__name__}: {error}; save it again") from error
+        raise StorageError(
+            f"agent: {path} is damaged, or of another version of its library: {type(error).__name__}: {error}; save it "
+            "again"
+        ) from error

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from offprompts_env.config import check_kind
-from offprompts_env.errors import ConfigError, DataError, DimensionError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, ResetNeededError
 from offprompts_env.types import Array
 
 if TYPE_CHECKING:
@@ -115,9 +115,11 @@ class PromptVecEnv(_Base):
 
         Raises:
             AttributeError: the environment does not mask.
+            ResetNeededError: it does, and no round is open yet.
         """
         if self._masks is None:
-            raise AttributeError("action_masks: expected 'action_mask' (n, A) in the environment's infos, got none")
+            self._owner("action_masks")
+            raise ResetNeededError("action_masks: expected open rounds, found none; call reset() first")
         return self._masks
 
     def close(self) -> None:
@@ -142,7 +144,8 @@ class PromptVecEnv(_Base):
             AttributeError: none of them has it.
         """
         if attr_name == "action_masks":
-            self.action_masks()  # raises where there is none
+            if self._masks is None:
+                self._owner(attr_name)  # sb3-contrib asks whether there are masks before it resets
             value: Any = self.action_masks
         else:
             value = getattr(self._owner(attr_name), attr_name)

@@ -10,6 +10,7 @@ import re
 import shlex
 import struct
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,12 +56,15 @@ _OPTIONS: Mapping[str, str] = {
 _CROSSING = {"-q", "--quadratic", "--cubic", "--interactions"}
 _REPEATED = _CROSSING | {"--ignore", "--ignore_linear"}
 _EXPLORING = {"--first", "--bag", "--cover", "--softmax", "--regcb", "--squarecb", "--synthcover"}
-# What Vowpal Wabbit would silently ignore without another option.
-_BELONGS: Mapping[str, str] = {
-    "--psi": "--cover", "--nounif": "--cover", "--greedify": "--bag", "--lambda": "--softmax",
-    "--mellowness": "--regcb", "--elim": "--squarecb", "--gamma_scale": "--squarecb", "--gamma_exponent": "--squarecb",
-    "--synthcoverpsi": "--synthcover", "--synthcoversize": "--synthcover",
+# What Vowpal Wabbit would silently ignore without one of some other options.
+_BELONGS: Mapping[str, tuple[str, ...]] = {
+    "--psi": ("--cover",), "--nounif": ("--cover",), "--greedify": ("--bag",), "--lambda": ("--softmax",),
+    "--mellowness": ("--regcb",), "--elim": ("--squarecb",), "--gamma_scale": ("--squarecb",),
+    "--gamma_exponent": ("--squarecb",), "--synthcoverpsi": ("--synthcover",), "--synthcoversize": ("--synthcover",),
+    "--cb_min_cost": ("--regcb", "--elim"), "--cb_max_cost": ("--regcb", "--elim"),
+    "--ftrl_alpha": ("--ftrl", "--coin"), "--ftrl_beta": ("--ftrl", "--coin"),
 }  # fmt: skip
+_NO_EPSILON = ("--regcb", "--elim")
 
 
 class VowpalWabbit(Adapter):
@@ -103,6 +107,8 @@ class VowpalWabbit(Adapter):
         self._workspace = _workspace(arguments)
         self._lines = [f"|a {_numbered(row)}" for row in self.prompts.embeddings.tolist()] if self._adf else []
         self._prompt_examples = [self._example(line) for line in self._lines]
+        # Left to the interpreter's end, the library would complain that its own modules are gone.
+        weakref.finalize(self, self._workspace.finish)
 
     def _example(self, line: str) -> Example:
         from vowpalwabbit.pyvw import Example, LabelType
@@ -260,9 +266,15 @@ def _check_together(names: set[str]) -> None:
     exploring = sorted(names & _EXPLORING)
     if len(exploring) > 1:
         raise ConfigError(f"options: expected one way to explore, got {' and '.join(exploring)}; keep one of them")
-    for name, owner in _BELONGS.items():
-        if name in names and owner not in names:
-            raise ConfigError(f"options: {name} belongs to {owner}, which is not there; add it, or leave {name} out")
+    for name, owners in _BELONGS.items():
+        if name in names and not names.intersection(owners):
+            belongs = " or ".join(owners)
+            raise ConfigError(f"options: {name} belongs to {belongs}, which is not there; add it, or leave {name} out")
+    without = [name for name in _NO_EPSILON if name in names]
+    if "--epsilon" in names and without:
+        raise ConfigError(
+            f"options: {without[0]} does not explore by --epsilon, which it ignores; leave one of them out"
+        )
 
 
 def _workspace(arguments: list[str]) -> Workspace:

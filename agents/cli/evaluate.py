@@ -63,7 +63,7 @@ class Evaluate:
         estimators = self._estimators()
         whole = open_log(self.log, self.columns)
         policy = open_policy(self.policy, whole.prompts)
-        log, seen = self._unseen(whole)
+        log, doubt = self._unseen(whole)
         # It takes the language model of a text environment: only where something asks for it.
         asks = any(ESTIMATORS[name].generator for name in estimators) and not self.no_generator
         simulator = simulator_of(log) if self.truth or (asks and log.output.shape[1]) else None
@@ -72,7 +72,7 @@ class Evaluate:
         found, refused = self._estimate(estimators, policy, log, simulator if asks else None)
         if self.truth and simulator is not None:
             found["truth"] = simulator.policy_value(policy, seed=self.seed).normal(self.confidence)
-        self._print(found, refused, log, seen)
+        self._print(found, refused, log, doubt)
         if not found:
             raise OffPromptsError("no estimator could be used; offprompts inspect says what the log allows")
 
@@ -88,16 +88,23 @@ class Evaluate:
                 made[name] = with_settings(made[name], {setting: value})
         return made
 
-    def _unseen(self, log: LoggedDataset) -> tuple[LoggedDataset, bool]:
-        """Return rounds that the policy was not learned from, and whether there are none but those."""
+    def _unseen(self, log: LoggedDataset) -> tuple[LoggedDataset, str | None]:
+        """Return rounds that the policy was not learned from, and why some may be, where that is so."""
         origin = None if self.policy == "uniform" else Origin.load(Path(self.policy))
-        if origin is None or origin.log != fingerprint(log):
-            return log, False
+        if origin is None:
+            return log, None
+        if origin.log != fingerprint(log):
+            return log, (
+                f"{self.log} is not, row for row, the log that the policy was learned from: if it has some of the same "
+                "rounds (rows were appended, sorted or read anew), estimates flatter the policy; leave them out"
+            )
         _, rest = split(log, origin.hold_out, origin.seed)
         if rest is None:
-            return log, True
+            return log, (
+                "the policy was learned from these very rounds, so that estimates flatter it: learn with --hold-out 0.5"
+            )
         say(f"{self.log}: {len(rest):,} of {len(log):,} rounds, those held out when the policy was learned")
-        return rest, False
+        return rest, None
 
     def _estimate(
         self, estimators: dict[str, Any], policy: Policy, log: LoggedDataset, simulator: Simulator | None
@@ -127,20 +134,21 @@ class Evaluate:
             found[name] = estimate.normal(self.confidence)
         return found, refused
 
-    def _print(self, found: dict[str, Estimate], refused: dict[str, str], log: LoggedDataset, seen: bool) -> None:
+    def _print(
+        self, found: dict[str, Estimate], refused: dict[str, str], log: LoggedDataset, doubt: str | None
+    ) -> None:
         logged = Estimate.of_mean(log.reward).normal(self.confidence)
-        doubt = "the policy was learned from these very rounds, so that estimates flatter it: learn with --hold-out 0.5"
         if self.json:
             print_json({
                 "rounds": len(log), "logging_policy": estimate_json(logged),
                 "estimates": {name: estimate_json(estimate) for name, estimate in found.items()},
-                "refused": refused, "warnings": [doubt] if seen else [],
+                "refused": refused, "warnings": [] if doubt is None else [doubt],
             })  # fmt: skip
             return
         print("\n".join(_table(found, logged, len(log), self.confidence)))
         for name, reason in refused.items():
             say(f"{name}: left out: {reason}")
-        if seen:
+        if doubt is not None:
             say(f"warning: {doubt}")
         for name, estimate in found.items():
             for warning in estimate.warnings:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from agents.cli.logs import ColumnNames, open_log
-from offprompts_env.storage import Mode
+from offprompts_env.storage import Mode, read_manifest
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Import:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The file, which ends in .parquet, .csv, .jsonl or .ndjson (or these and .gz)."""
+    """The file, which ends in .parquet, .csv, .jsonl or .ndjson (.gz behind it, but for .parquet)."""
     out: Path
     """Directory of the log."""
     columns: ColumnNames = field(default_factory=ColumnNames)
@@ -33,4 +33,6 @@ class Import:
         """Run the command."""
         log = open_log(self.file, self.columns)
         log.save(self.out, mode=self.mode)
-        print(f"{self.out}: {len(log):,} rounds of {log.n_prompts:,} prompts; next: offprompts inspect {self.out}")
+        rows = read_manifest(self.out).rows
+        added = f", {len(log):,} of them new" if rows > len(log) else ""
+        print(f"{self.out}: {rows:,} rounds of {log.n_prompts:,} prompts{added}; next: offprompts inspect {self.out}")

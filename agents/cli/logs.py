@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offprompts_env.simulator import Simulator
 
 _OURS = re.compile(r"OffPrompts-\w+-v\d+")
-_ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json lines", ".ndjson": "json lines"}
+_ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "json lines", ".ndjson": "json lines"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ColumnNames:
     reward: str = "reward"
     """Column with what was observed."""
     propensity: str | None = None
-    """Column with the probability of the chosen prompt; without one it is unknown."""
+    """Column with the probability of the chosen prompt; without one it is unknown. Columns from here on are found by
+    these names themselves; none leaves one out."""
     output: tuple[str, ...] = ()
     """Columns with the sentence's embedding; as --query."""
     sentence: str | None = None
@@ -60,8 +61,8 @@ class ColumnNames:
             elif given:
                 names[name] = given[0] if len(given) == 1 else given
         for name in ("propensity", "sentence", "user_id", "item_id", "query_text"):
-            if getattr(self, name) is not None:
-                names[name] = getattr(self, name)
+            if (given := getattr(self, name)) is not None:
+                names[name] = "" if given.lower() == "none" else given
         return names
 
 
@@ -93,7 +94,7 @@ def _reader(path: Path) -> Callable[..., LoggedDataset]:
     }  # fmt: skip
     endings = [Path(path.name.removesuffix(".gz")).suffix.lower()]
     if path.is_dir():
-        endings = [file.suffix.lower() for file in sorted(path.iterdir())]
+        endings = [Path(file.name.removesuffix(".gz")).suffix.lower() for file in path.rglob("*") if file.is_file()]
     kinds = {_ENDINGS[ending] for ending in endings if ending in _ENDINGS}
     if len(kinds) != 1:
         raise StorageError(
@@ -109,13 +110,14 @@ def _prompts(path: Path | None) -> Any:
     from offprompts_env.types import PromptSet
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"--prompts: cannot read {path}: {error}") from error
-    texts = tuple(line for line in lines if line.strip())
-    if not texts:
-        raise DataError(f"--prompts: expected a prompt a line, {path} has none")
-    return PromptSet(np.eye(len(texts)), texts)
+    for number, line in enumerate(lines, 1):
+        # A line left out would shift the indices of those after it.
+        if not line.strip():
+            raise DataError(f"--prompts: expected a prompt a line, line {number} of {path} is blank; remove it")
+    return PromptSet(np.eye(len(lines)), tuple(line.removesuffix("\r") for line in lines))
 
 
 def fingerprint(log: LoggedDataset) -> str:

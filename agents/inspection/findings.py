@@ -19,6 +19,8 @@ Level = Literal["problem", "note"]
 _SURE = 1e-4
 # Standard errors beyond which something is no chance.
 _FAR = 5.0
+# Means, in standard deviations, and standard deviations beyond which features should be scaled.
+_UNSCALED = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,25 @@ def _of_columns(log: LoggedDataset) -> Iterator[Finding]:
             names = [f"{name}_{index}" for index in np.flatnonzero(constant)]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             yield _note(name, f"{', '.join(names[:3])}{more} never vary: leave them out")
+    yield from _of_scales(log)
     if not varies:
         yield _problem("context", "neither context nor query varies: no policy can be personal, only the best prompt")
+
+
+def _of_scales(log: LoggedDataset) -> Iterator[Finding]:
+    """Networks take features as they are: what is far from zero or wide drowns the others, or stops learning."""
+    far = []
+    for name, column in _columns(log):
+        mean, spread = float(column.mean(dtype=np.float64)), float(column.std(dtype=np.float64))
+        if spread > 0 and (abs(mean) > _UNSCALED * max(spread, 1) or spread > _UNSCALED):
+            far.append(f"{name} ({mean:.3g} ± {spread:.2g})")
+    if far:
+        yield _problem(
+            "context",
+            f"{', '.join(far[:3])}{f' and {len(far) - 3} more' if len(far) > 3 else ''} are far from 0 ± 1: learners "
+            "with networks take numbers as they are and hardly learn from these; subtract the mean, divide by the "
+            "deviation (logarithms where there is a long tail), and do the same wherever the policy is used",
+        )
 
 
 def _of_sentences(log: LoggedDataset) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ def from_dataframe(
         reward: what was observed.
         output: vector of the output's embedding; None where the log has none (d_o = 0).
         propensity: probability with which the action was drawn. As for all columns from here on, None takes the column
-            of that name if there is one; without one it is unknown, NaN.
+            of that name if there is one, and "" none; without one it is unknown, NaN.
         sentence: output texts.
         user_id: integers.
         item_id: integers.
@@ -71,6 +71,8 @@ def from_dataframe(
     catalogue = catalogue_of(prompts, embeddings)
 
     def optional(name: str, given: str | None) -> str | None:
+        if given == "":
+            return None
         return given if given is not None else (name if name in frame.columns else None)
 
     columns: dict[str, Any] = {

@@ -137,7 +137,8 @@ def resolve(schema: pa.Schema, wanted: Fields, place: str) -> Layout:
     layout |= {name: [_existing(schema, getattr(wanted, name), name, place)] for name in ("action", "reward")}
     for name in _OPTIONAL:
         given = getattr(wanted, name)
-        if given is not None or name in schema.names:
+        # An empty name leaves out a column that would be found by itself.
+        if given != "" and (given is not None or name in schema.names):
             layout[name] = [_existing(schema, name if given is None else given, name, place)]
     return layout
 
@@ -259,7 +260,17 @@ def _numbers(block: Block, source: str, *, missing: bool = False) -> Array:
         array = array.dictionary_decode()
     if array.null_count and not missing:
         raise _refuse(block, source, _first(array.is_null()), "a number", None, "fill or drop empty cells")
-    return _as_numbers(array, lambda: _refuse(block, source, 0, "numbers", array.type, "convert the column"))
+    return _as_numbers(array, lambda: _no_numbers(block, source, array))
+
+
+def _no_numbers(block: Block, source: str, array: pa.Array) -> DataError:
+    """Return the error for a column of something else; of texts it names the first that is no number."""
+    for row, cell in enumerate(array.to_pylist()) if _is_text(block, source) else ():
+        try:
+            float(cell or 0)
+        except ValueError:
+            return _refuse(block, source, row, "a number", repr(cell)[:80], "repair it, or leave the cell empty")
+    return _refuse(block, source, 0, "numbers", array.type, "convert the column")
 
 
 def _as_numbers(array: pa.Array, refuse: Callable[[], DataError]) -> Array:

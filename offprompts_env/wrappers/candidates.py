@@ -61,6 +61,9 @@ class CandidatePrompts(gym.Wrapper[Observation, np.int64, Observation, np.int64]
         ConfigError: k out of range, or an environment without a catalogue.
     """
 
+    renames_actions = True
+    """Actions are no prompts, also where there are as many; what records must lie inside."""
+
     def __init__(self, env: gym.Env[Observation, np.int64], k: int, *, embeddings: bool = False) -> None:
         RecordConstructorArgs.__init__(self, k=k, embeddings=embeddings)
         gym.Wrapper.__init__(self, env)

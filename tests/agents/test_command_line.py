@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import agents
@@ -330,3 +331,45 @@ def test_settings_reach_inner_records() -> None:
     assert changed == agents.DSO(tau=0.5, hidden=(30,), density=agents.NetworkDensity(steps=7))
     with pytest.raises(ConfigError, match="density"):
         with_settings(agents.DSO(), {"density": 3})
+
+
+def csv_of(folder: Path, **columns: object) -> Path:
+    n = 40
+    given = {"x": np.arange(n) % 3, "prompt": ["a", "b"] * (n // 2), "reward": [0, 1] * (n // 2)} | columns
+    pd.DataFrame(given).to_csv(folder / "service.csv", index=False)
+    return folder / "service.csv"
+
+
+NAMED = ["--context", "x", "--action", "prompt"]
+
+
+def test_a_column_that_is_found_by_its_name_can_be_left_out(tmp_path: Path, capsys) -> None:
+    file = csv_of(tmp_path, user_id=[f"9f-{i}" for i in range(40)])
+    assert main(["import", str(file), "--out", str(tmp_path / "log"), *NAMED]) == 1
+    assert "user_id: expected" in capsys.readouterr().err
+    assert main(["import", str(file), "--out", str(tmp_path / "log"), *NAMED, "--user-id", "none"]) == 0
+    assert LoggedDataset.load(tmp_path / "log").user_id is None
+
+
+def test_the_row_of_a_cell_that_is_no_number_is_named(tmp_path: Path, capsys) -> None:
+    file = csv_of(tmp_path, propensity=["0.5"] * 37 + ["33%"] + ["0.5"] * 2)
+    assert main(["inspect", str(file), *NAMED]) == 1
+    assert "expected a number, got '33%' in row 37" in capsys.readouterr().err
+
+
+def test_appending_counts_all_rows_and_ends_the_split(tmp_path: Path, capsys) -> None:
+    file, log, policy = csv_of(tmp_path, propensity=0.5), str(tmp_path / "log"), str(tmp_path / "policy")
+    assert main(["import", str(file), "--out", log, *NAMED]) == 0
+    learn = ["learn", log, "--learner", "is", "--set", "steps=5", "--hold-out", "0.5", "--out", policy]
+    assert main(learn) == 0
+    assert main(["import", str(file), "--out", log, *NAMED, "--mode", "append"]) == 0
+    assert "80 rounds of 2 prompts, 40 of them new" in capsys.readouterr().out
+    assert main(["evaluate", policy, log]) == 0
+    assert "is not, row for row, the log that the policy was learned from" in capsys.readouterr().err
+
+
+def test_a_blank_line_among_prompts_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "prompts.txt").write_text("\nbe brief\nbe warm\n")
+    words = ["inspect", str(csv_of(tmp_path)), *NAMED, "--prompts", str(tmp_path / "prompts.txt")]
+    assert main(words) == 1
+    assert "line 1 of" in capsys.readouterr().err

@@ -119,6 +119,9 @@ WRONG = {
     "constant feature": (
         made(context=np.c_[SOUND.context, np.ones(N)]), "note context", "context_3 never vary",
     ),
+    "raw features": (
+        made(context=np.c_[SOUND.context, 40 + 12 * SOUND.context[:, 0]]), "problem context", "context_3 (39.9 ± 12)",
+    ),
     "no features": (made(context=np.zeros((N, 2)), query=np.zeros((N, 0))), "problem context", "neither context nor"),
     "no outputs but zeros": (made(output=np.zeros((N, 2))), "note output", "the same zeros in every round"),
     "empty sentences": (

@@ -227,7 +227,7 @@ def test_a_services_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("", "expected CSV"),
         ("age,action\n1,0\n", "reward: expected a column 'reward', .*log.csv has none"),
         ("age,action,reward\n1,0,1\n2,0\n", "expected CSV with the same types in all rows.*Expected 3 columns, got 2"),
-        ("age,action,reward\n1,0,good\n", r"reward: expected numbers, got string in row 0 of .*log.csv"),
+        ("age,action,reward\n1,0,good\n", r"reward: expected a number, got 'good' in row 0 of .*log.csv"),
         ("age,action,reward\n1,0,1\n2,0,\n", r"reward: expected a number, got None in row 1 of .*log.csv"),
         ("age,action,reward\n1,3,1\n", r"action: expected an index in \[0, 3\), got 3 in row 0 of .*log.csv"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -132,10 +133,13 @@ class Conformance:
 
     def test_a_pickle_is_not_opened_unasked(self, tmp_path: Path) -> None:
         path = self.taught().save(tmp_path / "agent")
-        if self.pickled:
-            with pytest.raises(StorageError, match="trusted=True"):
-                self.load(path, trusted=False)
-        else:
+        if not self.pickled:
+            self.load(path, trusted=False)
+            return
+        # Whatever the description says, which is of whoever wrote the directory.
+        file = path / "agent.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pickled": False, "trusted": True}))
+        with pytest.raises(StorageError, match="trusted=True"):
             self.load(path, trusted=False)
 
     def test_a_damaged_file_is_named(self, tmp_path: Path) -> None:

@@ -175,6 +175,9 @@ WRONG = [
     ("--lambda 3", "--lambda belongs to --softmax"),
     ("--bag 3 --softmax", "one way to explore, got --bag and --softmax"),
     ("--coin --ftrl", "Vowpal Wabbit refuses"),
+    ("--regcb --epsilon 0.3", "--regcb does not explore by --epsilon"),
+    ("--squarecb --elim --epsilon 0.3", "--elim does not explore by --epsilon"),
+    ("--cb_min_cost 0", "--cb_min_cost belongs to --regcb or --elim"),
 ]
 
 
