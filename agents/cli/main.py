@@ -75,6 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with code 0 after help, and with 2 where options are wrong.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _main(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (``| head``); nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -100,7 +111,6 @@ def _answer(name: str, words: list[str]) -> int:
         with warnings.catch_warnings(), _stopped_alike():
             warnings.showwarning = _show_plainly  # type: ignore[assignment]
             _parsed(name, words).run()
-        sys.stdout.flush()
     except ConfigError as error:
         print(f"offprompts: {error}", file=sys.stderr)
         return 2
@@ -111,9 +121,6 @@ def _answer(name: str, words: list[str]) -> int:
         said = f": {interrupt}" if str(interrupt) else "; run the same command again to go on"
         print(f"\noffprompts: interrupted{said}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader has seen enough (``| head``); nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

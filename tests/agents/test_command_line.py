@@ -373,3 +373,10 @@ def test_a_blank_line_among_prompts_is_refused(tmp_path: Path, capsys) -> None:
     words = ["inspect", str(csv_of(tmp_path)), *NAMED, "--prompts", str(tmp_path / "prompts.txt")]
     assert main(words) == 1
     assert "line 1 of" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} -m agents.cli --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.startswith("usage: offprompts")
+    assert done.stderr == ""
