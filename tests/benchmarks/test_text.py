@@ -203,6 +203,11 @@ def test_shuffled_embeddings_change_what_reads_them_alone(setting, store, result
     assert values["greedy"] != [one.value for one in results["greedy"]]
 
 
+def test_a_shuffled_learner_is_looked_at_as_often_as_itself():
+    assert Shuffled(TEXT["is"]).steps == TEXT["is"].steps
+    assert not hasattr(Shuffled(TEXT["greedy"]), "steps")
+
+
 def test_the_sweep_of_embeddings_shares_runs_with_the_first_one():
     first = {run.key for run in SWEEPS["movielens"].runs()}
     for run in SWEEPS["movielens_embeddings"].runs():
