@@ -97,7 +97,7 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
         raise ConfigError("env: expected sub-environments over one catalogue of prompts, got different ones")
     space = env.single_action_space if isinstance(env, VectorEnv) else env.action_space
     if getattr(space, "n", None) != len(prompts) or any(
-        getattr(layer, "renames_actions", False) for layer in _layers(env)
+        getattr(layer, "renames_actions", False) for layer in layers(env)
     ):
         # A wrapper's action would be taken for the prompt of that number.
         raise ConfigError(
@@ -109,7 +109,7 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
     return prompts, LogMetadata(env_id, config, seed, package_versions(), notes)
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def layers(env: Any) -> Iterator[Any]:
     """Yield an environment and what it wraps, the outermost first."""
     yield env
     while hasattr(env, "env"):

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from offprompts_env.config import check_kind
 from offprompts_env.errors import ConfigError, DataError, DimensionError, ResetNeededError
+from offprompts_env.recording import layers
 from offprompts_env.types import Array
 
 if TYPE_CHECKING:
@@ -163,18 +164,11 @@ class PromptVecEnv(_Base):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
         """Say for each round whether a wrapper of the class is around the environment."""
-        wrapped = any(isinstance(env, wrapper_class) for env in self._chain())
+        wrapped = any(isinstance(env, wrapper_class) for env in layers(self.envs))
         return [wrapped for _ in self._get_indices(indices)]
 
-    def _chain(self) -> list[Any]:
-        """Return the environment with its wrappers, the outermost first."""
-        chain: list[Any] = [self.envs]
-        while hasattr(chain[-1], "env"):
-            chain.append(chain[-1].env)
-        return chain
-
     def _owner(self, name: str) -> Any:
-        for env in self._chain():
+        for env in layers(self.envs):
             if hasattr(env, name):
                 return env
         raise AttributeError(f"{name}: neither {self.envs} nor what it wraps has it")

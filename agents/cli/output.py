@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from agents.inspection.report import plain
 from offprompts_env.types import Estimate
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print `content` as JSON; numbers that JSON does not know become null."""
-    print(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def say(message: str) -> None:
@@ -32,13 +32,3 @@ def estimate_json(found: Estimate) -> dict[str, Any]:
         "diagnostics": dict(found.diagnostics),
         "warnings": list(found.warnings),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

@@ -111,8 +111,8 @@ class LogReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-able records; what is unknown or infinite is None."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     def __str__(self) -> str:
         from agents.inspection.text import describe
@@ -178,9 +178,10 @@ def _support(log: LoggedDataset, shown: int = 3) -> Support:
     )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+def plain(value: Any) -> Any:
+    """Return `value` as JSON knows it: records and lists of such, and None for what is unknown or infinite."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
