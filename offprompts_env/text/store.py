@@ -1,0 +1,482 @@
+"""Sentences on disk: what a language model has written is kept, shared between processes, and never asked for twice.
+
+One SQLite file in write-ahead mode. A sentence is named by the model that wrote it (its fingerprint), the *series* of
+random numbers that it was written with, the full request, and a sample index:
+
+===============  ================================================================================================
+series           sentence k of a request
+===============  ================================================================================================
+``table <s>``    the k-th sample of a :class:`~offprompts_env.text.cache.SampleTable` with seed s
+``no prompt``    the k-th reference sentence of :class:`~offprompts_env.movielens.rewards.UnpromptedSentences`
+===============  ================================================================================================
+
+A sentence under a name is a function of that name where the model is reproducible. Where it is not (a server that
+ignores seeds), the first writer wins, and all later readers see what it wrote. So a store changes how often a model is
+asked, and nothing about the distribution of what is read.
+
+Embeddings lie beside the sentences, named by the encoder's fingerprint and the sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offprompts_env.config import check_integer
+from offprompts_env.errors import DataError, StorageError
+from offprompts_env.types import Array, FloatArray
+
+FORMAT_VERSION = 1
+
+# "OPSe": tells our files from other SQLite databases.
+_APPLICATION = 0x4F505365
+
+# Keys looked up by one statement: enough to hide the cost of a statement, few enough for SQLite's 32,766 parameters.
+_AT_ONCE = 4096
+
+# How long one process waits for another's transaction, in seconds. Transactions take milliseconds.
+_PATIENCE = 60.0
+
+_SCHEMA = """
+CREATE TABLE model (fingerprint TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE series (id INTEGER PRIMARY KEY, model TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (model, name));
+CREATE TABLE request (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, series INTEGER NOT NULL,
+                      text BLOB NOT NULL);
+CREATE TABLE sentence (request INTEGER NOT NULL, sample INTEGER NOT NULL, text BLOB NOT NULL,
+                       PRIMARY KEY (request, sample)) WITHOUT ROWID;
+CREATE TABLE embedding (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, vector BLOB NOT NULL);
+CREATE TABLE count (what TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO count VALUES ('sentence', 0), ('embedding', 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """What a store holds of one model in one series.
+
+    Attributes:
+        fingerprint: of the model.
+        series: see the module.
+        facts: what was said about the model with :meth:`SentenceStore.describe`.
+        requests: different requests.
+        sentences: their sentences.
+    """
+
+    fingerprint: str
+    series: str
+    facts: Mapping[str, Any]
+    requests: int
+    sentences: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSentence:
+    """One sentence with its name."""
+
+    model: str
+    series: str
+    request: str
+    sample: int
+    sentence: str
+
+
+class SentenceStore:
+    """A file of sentences that many processes may read and write at once.
+
+    Every method is one transaction: a process that is killed leaves all of it or nothing. A copy in another process
+    (pickled, or forked) opens a connection of its own.
+
+    With `max_sentences`, the requests that were first stored longest ago make room, each with all its sentences; what
+    the same call has just put stays, even if it alone is more. Embeddings are bounded by the same number.
+
+    Args:
+        path: the file; it is made where there is none. Its folder must exist. Not on a network file system, where
+            SQLite's locks do not hold.
+        max_sentences: sentences kept; None for no bound.
+        read_only: never write, and refuse to make the file.
+
+    Raises:
+        ConfigError: `max_sentences` is no integer ≥ 1.
+        StorageError: the file is something else, is damaged, of a newer format, or cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, max_sentences: int | None = None, read_only: bool = False) -> None:
+        if max_sentences is not None:
+            check_integer("max_sentences", max_sentences, 1)
+        self.path, self.max_sentences, self.read_only = Path(path).expanduser(), max_sentences, read_only
+        self._open_in: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._connection()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.max_sentences, self.read_only)
+
+    def __enter__(self) -> SentenceStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def __len__(self) -> int:
+        """Number of sentences."""
+        with self._reading() as connection:
+            return int(connection.execute("SELECT n FROM count WHERE what = 'sentence'").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the connections of this process; the next call opens one again."""
+        for owner, connection in list(self._open_in.items()):
+            # What was inherited by a fork must not be touched: closing it would drop the parent's locks.
+            if owner[0] == os.getpid():
+                connection.close()
+                del self._open_in[owner]
+
+    def get(self, model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[str | None]:
+        """Return the sentence of each (request, sample), None where there is none.
+
+        Args:
+            model: fingerprint of the language model.
+            series: see the module.
+            requests: full requests, n of them.
+            samples: their sample indices, n of them.
+
+        Raises:
+            DataError: requests and samples differ in number.
+            StorageError: the file cannot be read.
+        """
+        found: list[str | None] = [None] * len(requests)
+        with self._reading() as connection:
+            for position, text in self._lookup(connection, model, series, requests, samples, "sentence.text"):
+                found[position] = _text(text)
+        return found
+
+    def missing(self, model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[int]:
+        """Return the positions of those (request, sample) that :meth:`get` would not find, in rising order."""
+        held = np.zeros(len(requests), dtype=bool)
+        with self._reading() as connection:
+            for position, _ in self._lookup(connection, model, series, requests, samples, "1"):
+                held[position] = True
+        return np.flatnonzero(~held).tolist()  # type: ignore[no-any-return]
+
+    def put(
+        self, model: str, series: str, requests: Sequence[str], samples: Sequence[int], sentences: Sequence[str]
+    ) -> list[str]:
+        """Store sentences, and return what the store holds under each name: the first writer wins.
+
+        Raises:
+            DataError: requests, samples and sentences differ in number.
+            StorageError: the file cannot be written (read-only, full disk); nothing of this call is stored then, and
+                nothing that was there is lost.
+        """
+        if len(sentences) != len(requests):
+            raise DataError(f"sentences: expected {len(requests)}, one a request, got {len(sentences)}")
+        keys = _request_keys(model, series, requests, samples)
+        if not keys:
+            return []
+        with self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO series (model, name) VALUES (?, ?)", (model, series))
+            where = "SELECT id FROM series WHERE model = ? AND name = ?"
+            number = connection.execute(where, (model, series)).fetchone()[0]
+            texts = dict(zip(keys, requests, strict=True))
+            connection.executemany(
+                "INSERT OR IGNORE INTO request (key, series, text) VALUES (?, ?, ?)",
+                ((key, number, _bytes(text)) for key, text in texts.items()),
+            )
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT OR IGNORE INTO sentence SELECT id, ?, ? FROM request WHERE key = ?",
+                ((int(k), _bytes(text), key) for key, k, text in zip(keys, samples, sentences, strict=True)),
+            )
+            added = connection.total_changes - before
+            held = list(sentences)
+            if added < len(keys):
+                for position, text in self._lookup(connection, model, series, requests, samples, "sentence.text"):
+                    held[position] = _text(text)
+            self._count(connection, "sentence", added)
+            self._make_room(connection, list(texts))
+        return held
+
+    def embeddings(self, encoder: str, sentences: Sequence[str]) -> tuple[FloatArray, Array]:
+        """Return the embeddings of `sentences` under the encoder with this fingerprint.
+
+        Returns:
+            (n, d) float32, zeros where there is none ((n, 0) where there is none at all), and which there are, (n,).
+        """
+        keys = [_digest(encoder, sentence) for sentence in sentences]
+        found: dict[bytes, bytes] = {}
+        unique = list(dict.fromkeys(keys))
+        with self._reading() as connection:
+            for start in range(0, len(unique), _AT_ONCE):
+                some = unique[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                found.update(connection.execute(f"SELECT key, vector FROM embedding WHERE key IN ({marks})", some))
+        held = np.fromiter((key in found for key in keys), dtype=bool, count=len(keys))
+        dim = len(next(iter(found.values()))) // 4 if found else 0
+        vectors = np.zeros((len(keys), dim), dtype=np.float32)
+        if found:
+            stacked = b"".join(found[key] for key in keys if key in found)
+            vectors[held] = np.frombuffer(stacked, dtype="<f4").reshape(-1, dim)
+        return vectors, held
+
+    def put_embeddings(self, encoder: str, sentences: Sequence[str], embeddings: FloatArray) -> None:
+        """Store one embedding a sentence, (n, d); those that are there stay as they are.
+
+        Raises:
+            DataError: not one embedding a sentence.
+            StorageError: as :meth:`put`.
+        """
+        vectors = np.ascontiguousarray(embeddings, dtype="<f4")
+        if vectors.ndim != 2 or len(vectors) != len(sentences):
+            raise DataError(f"embeddings: expected ({len(sentences)}, d), one a sentence, got {vectors.shape}")
+        rows = ((_digest(encoder, text), vector.tobytes()) for text, vector in zip(sentences, vectors, strict=True))
+        with self._writing() as connection:
+            before = connection.total_changes
+            connection.executemany("INSERT OR IGNORE INTO embedding (key, vector) VALUES (?, ?)", rows)
+            held = self._count(connection, "embedding", connection.total_changes - before)
+            if self.max_sentences is not None and held > max(self.max_sentences, len(sentences)):
+                surplus = held - max(self.max_sentences, len(sentences))
+                oldest = "SELECT id FROM embedding ORDER BY id LIMIT ?"
+                connection.execute(f"DELETE FROM embedding WHERE id IN ({oldest})", (surplus,))
+                self._count(connection, "embedding", -surplus)
+
+    def describe(self, model: str, facts: Mapping[str, Any]) -> None:
+        """Keep JSON-able `facts` about a model, for whoever inspects the store; they are no part of any name."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO model VALUES (?, ?)", (model, json.dumps(dict(facts))))
+
+    def models(self) -> tuple[StoredModel, ...]:
+        """Return what there is of each model and series, in the order in which they came."""
+        query = """
+            SELECT series.model, series.name, coalesce(model.facts, '{}'), count(DISTINCT request.id),
+                   count(sentence.sample)
+            FROM series LEFT JOIN model ON model.fingerprint = series.model
+            LEFT JOIN request ON request.series = series.id LEFT JOIN sentence ON sentence.request = request.id
+            GROUP BY series.id ORDER BY series.id
+        """
+        with self._reading() as connection:
+            rows = connection.execute(query).fetchall()
+        return tuple(StoredModel(model, name, json.loads(facts), n, k) for model, name, facts, n, k in rows)
+
+    def rows(
+        self,
+        model: str | None = None,
+        series: str | None = None,
+        contains: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[StoredSentence]:
+        """Go through the sentences, by age of their request and by sample.
+
+        Args:
+            model: only of models whose fingerprint begins so.
+            series: only of this series.
+            contains: only those with this text in the request or in the sentence.
+            limit: so many at most.
+        """
+        conditions, values = ["1"], []
+        if model is not None:
+            conditions.append("substr(series.model, 1, ?) = ?")
+            values += [len(model), model]
+        if series is not None:
+            conditions.append("series.name = ?")
+            values.append(series)
+        if contains is not None:
+            conditions.append("(instr(request.text, ?) OR instr(sentence.text, ?))")
+            values += [_bytes(contains)] * 2
+        query = f"""
+            SELECT series.model, series.name, request.text, sentence.sample, sentence.text
+            FROM request CROSS JOIN series ON series.id = request.series
+            CROSS JOIN sentence ON sentence.request = request.id
+            WHERE {" AND ".join(conditions)} ORDER BY request.id, sentence.sample LIMIT ?
+        """
+        with self._reading() as connection:
+            for name, of, request, sample, text in connection.execute(query, (*values, -1 if limit is None else limit)):
+                yield StoredSentence(name, of, _text(request), sample, _text(text))
+
+    def _lookup(
+        self,
+        connection: sqlite3.Connection,
+        model: str,
+        series: str,
+        requests: Sequence[str],
+        samples: Sequence[int],
+        what: str,
+    ) -> Iterator[tuple[int, Any]]:
+        """Give (position, `what`) of every name that is there."""
+        keys = _request_keys(model, series, requests, samples)
+        for start in range(0, len(keys), _AT_ONCE):
+            some = range(start, min(start + _AT_ONCE, len(keys)))
+            # CROSS JOIN keeps the order of the loops: from each key to its request to its sentence.
+            yield from connection.execute(
+                f"WITH wanted (position, key, sample) AS (VALUES {','.join(['(?,?,?)'] * len(some))}) "
+                f"SELECT position, {what} FROM wanted CROSS JOIN request ON request.key = wanted.key "
+                "CROSS JOIN sentence ON sentence.request = request.id AND sentence.sample = wanted.sample",
+                list(chain.from_iterable((i, keys[i], int(samples[i])) for i in some)),
+            )
+
+    def _count(self, connection: sqlite3.Connection, what: str, change: int) -> int:
+        connection.execute("UPDATE count SET n = n + ? WHERE what = ?", (change, what))
+        return int(connection.execute("SELECT n FROM count WHERE what = ?", (what,)).fetchone()[0])
+
+    def _make_room(self, connection: sqlite3.Connection, fresh: list[bytes]) -> None:
+        """Drop the oldest requests until the bound holds, but none of `fresh`."""
+        if self.max_sentences is None:
+            return
+        surplus = self._count(connection, "sentence", 0) - self.max_sentences
+        if surplus <= 0:
+            return
+        kept = set(fresh)
+        oldest = connection.execute(
+            "SELECT request.id, request.key, count(*) FROM request CROSS JOIN sentence "
+            "ON sentence.request = request.id GROUP BY request.id ORDER BY request.id"
+        )
+        dropped: list[tuple[int]] = []
+        for number, key, sentences in oldest:
+            if surplus <= 0:
+                break
+            if key not in kept:
+                dropped.append((number,))
+                surplus -= sentences
+        before = connection.total_changes
+        connection.executemany("DELETE FROM sentence WHERE request = ?", dropped)
+        gone = connection.total_changes - before
+        connection.executemany("DELETE FROM request WHERE id = ?", dropped)
+        self._count(connection, "sentence", -gone)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._translated("read"):
+            yield self._connection()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        if self.read_only:
+            raise StorageError(f"sentence store: {self.path} was opened read-only; open it with read_only=False")
+        with self._translated("write"):
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # A full disk may have ended the transaction already.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"sentence store: cannot {what} {self.path}: {error}; what it held is still there. {_remedy(error)}"
+            ) from error
+
+    def _connection(self) -> sqlite3.Connection:
+        owner = os.getpid(), threading.get_ident()
+        connection = self._open_in.get(owner)
+        if connection is None:
+            with self._translated("open"):
+                connection = self._open()
+            self._open_in[owner] = connection
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        if self.read_only and not self.path.is_file():
+            raise StorageError(f"sentence store: expected a file {self.path}, found none; check the path")
+        if not self.path.parent.is_dir():
+            raise StorageError(f"sentence store: expected a folder {self.path.parent}, found none; make it first")
+        address = f"{self.path.absolute().as_uri()}?mode={'ro' if self.read_only else 'rwc'}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._check_format(connection)
+            if not self.read_only:
+                connection.execute("PRAGMA journal_mode = WAL")
+                # Safe against killed processes; a power cut may cost the last transactions, but not the file.
+                connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if empty and application == 0 and not self.read_only:
+            self._make(connection)
+            application = _APPLICATION
+        if application != _APPLICATION:
+            raise StorageError(
+                f"sentence store: expected {self.path} to be one, found another SQLite file; choose another path"
+            )
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > FORMAT_VERSION:
+            raise StorageError(
+                f"sentence store: {self.path} has format version {version}, this package reads up to "
+                f"{FORMAT_VERSION}; update offprompts-env"
+            )
+
+    def _make(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        # Another process may have been faster.
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.execute("COMMIT")
+
+
+def _reopened(path: Path, max_sentences: int | None, read_only: bool) -> SentenceStore:
+    return SentenceStore(path, max_sentences=max_sentences, read_only=read_only)
+
+
+def _request_keys(model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[bytes]:
+    if len(samples) != len(requests):
+        raise DataError(f"samples: expected {len(requests)}, one a request, got {len(samples)}")
+    begin = hashlib.blake2b(_bytes(f"{model}\0{series}\0"), digest_size=16)
+    known: dict[str, bytes] = {}
+    for request in requests:
+        if request not in known:
+            digest = begin.copy()
+            digest.update(_bytes(request))
+            known[request] = digest.digest()
+    return [known[request] for request in requests]
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.blake2b(_bytes("\0".join(parts)), digest_size=16).digest()
+
+
+def _bytes(text: str) -> bytes:
+    # Half of a surrogate pair is no UTF-8, but may stand in a Python string.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    said = str(error)
+    if "not a database" in said or "malformed" in said:
+        return "It is no sentence store or is damaged: choose another path, or move it away and generate again"
+    if "full" in said:
+        return "Free some space, or bound the store with max_sentences"
+    if "locked" in said:
+        return f"Another process has kept it locked for {_PATIENCE:g} s: end that process"
+    return "Check that the file and its folder can be read and written"
