@@ -10,6 +10,25 @@ from typing import Any, Self
 
 from offprompts_env.errors import ConfigError, unknown_name
 
+#: Settings of an environment that say how and where numbers are had, and not which: how much is computed at once and
+#: on what, where sentences are kept, how patiently a server is asked. Rounding aside, rounds do not depend on them, so
+#: a log may go on under others. The number type (`dtype`) is none of them: in half precision sentences differ.
+INCIDENTAL = frozenset(
+    {
+        "device", "batch_size", "sentence_store",
+        "api_key_env", "concurrency", "requests_per_second", "request_timeout", "deadline", "attempts", "first_wait",
+        "longest_wait", "max_bytes", "check_identity",
+    }
+)  # fmt: skip
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `settings` without :data:`INCIDENTAL` ones, also inside the settings of a server."""
+    kept = {name: value for name, value in settings.items() if name not in INCIDENTAL}
+    if isinstance(server := kept.get("server"), Mapping):
+        kept["server"] = identity(server)
+    return kept
+
 
 class Config:
     """Mixin of frozen configuration dataclasses: JSON-able, made from keyword arguments."""

@@ -34,6 +34,7 @@ from offprompts_env.columns import (
     encode,
     make_dataset,
 )
+from offprompts_env.config import identity
 from offprompts_env.errors import ConfigError, DataError, StorageError, unknown_name
 from offprompts_env.manifest import (
     FORMAT,
@@ -241,7 +242,7 @@ class ShardWriter:
         metadata = self.metadata
         for name, expected, actual in (
             ("environment", existing.env_id, metadata.env_id),
-            ("environment config", json_text(existing.env_config), json_text(metadata.env_config)),
+            ("environment config", json_text(identity(existing.env_config)), json_text(identity(metadata.env_config))),
             ("prompt fingerprint", existing.prompt_fingerprint, self.prompts.fingerprint),
         ):
             if expected != actual:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.cli.logs import ColumnNames, open_log
-from agents.cli.output import print_json
+from agents.cli.output import print_json, printable
 from offprompts_env.config import check_integer
 from offprompts_env.manifest import MANIFEST
 from offprompts_env.streaming import LogStream
@@ -48,7 +48,7 @@ class Render:
         if self.json:
             print_json({"rounds": rounds})
         else:
-            print("\n".join(_lines(rounds)) or f"{self.log}: no round {self.first:,}, it has {len(log):,}")
+            print(printable("\n".join(_lines(rounds))) or f"{self.log}: no round {self.first:,}, it has {len(log):,}")
 
     def _head(self) -> LoggedDataset:
         # Of a large log only the beginning is read.

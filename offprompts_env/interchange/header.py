@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offprompts_env.columns import column_types
+from offprompts_env.config import identity
 from offprompts_env.errors import DataError, OffPromptsError, StorageError
 from offprompts_env.interchange.dataframe import catalogue_of
 from offprompts_env.manifest import json_text
@@ -128,7 +129,11 @@ def same_header(headers: Sequence[Header]) -> Header | None:
         for what, expected, actual in (
             ("prompt catalogue", first.prompts.fingerprint, header.prompts.fingerprint),
             ("environment", first.metadata.env_id, header.metadata.env_id),
-            ("environment config", json_text(first.metadata.env_config), json_text(header.metadata.env_config)),
+            (
+                "environment config",
+                json_text(identity(first.metadata.env_config)),
+                json_text(identity(header.metadata.env_config)),
+            ),
         ):
             if expected != actual:
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from offprompts_env.config import Config, check_integer, check_number
+from offprompts_env.config import Config, check_integer, check_number, identity
 from offprompts_env.errors import ConfigError, DimensionError, unknown_name
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.rewards import (
@@ -28,6 +29,7 @@ from offprompts_env.text.language_model import CausalLM, LanguageModel
 from offprompts_env.text.loading import DTYPES
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
 from offprompts_env.text.served import ServedLM, Server, is_url
+from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
 
 SimulatorName = Literal["distilbert", "collaborative"]
@@ -155,6 +157,9 @@ class MovieLensConfig(Config):
         baseline_samples: sentences without a prompt that a continuous reward compares with.
         cache_slots: K of a :class:`~offprompts_env.text.cache.SampleTable` around the output model; None for fresh
             sentences in every round.
+        sentence_store: file of a :class:`~offprompts_env.text.store.SentenceStore` in which sentences are kept, those
+            of the sample table and those without a prompt; None for the one that the environment variable
+            ``OFFPROMPTS_SENTENCES`` names, and none without it. It changes no round, so a log goes on with another.
         device: "cpu", "cuda" or "auto".
         dtype: what models other than the bundle's compute in.
         batch_size: sentences generated at once.
@@ -183,12 +188,20 @@ class MovieLensConfig(Config):
     reward_std: float = 0.05
     baseline_samples: int = 4
     cache_slots: int | None = None
+    sentence_store: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("bundle", "language_model", "sentence_encoder", "query_encoder", "prompt_encoder"):
+        for name in (
+            "bundle",
+            "language_model",
+            "sentence_store",
+            "sentence_encoder",
+            "query_encoder",
+            "prompt_encoder",
+        ):
             value = getattr(self, name)
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))
@@ -282,7 +295,20 @@ class MovieLensConfig(Config):
         encoder = self._encoder(bundle, "sentence", sentences)
         catalogue = self._prompts(bundle) if prompts is None else prompts
         model = PromptedLM(self._language_model(bundle), encoder, catalogue, self._formatter(bundle))
-        return model if self.cache_slots is None else SampleTable(model, slots=self.cache_slots)
+        if self.cache_slots is None:
+            return model
+        return SampleTable(model, slots=self.cache_slots, store=self._store(model.language_model))
+
+    def _store(self, language_model: LanguageModel) -> SentenceStore | None:
+        """Return the sentences on disk, told what `language_model` is."""
+        path = self.sentence_store or os.environ.get("OFFPROMPTS_SENTENCES")
+        if path is None:
+            return None
+        store = SentenceStore(path)
+        server = {} if self.server is None else identity(self.server)
+        named = server.get("model") or self.language_model or "the bundle's model"
+        store.describe(language_model.fingerprint, {"model": named, "decoding": dict(self.decoding)})
+        return store
 
     def _prompts(self, bundle: Bundle) -> PromptSet:
         own = self.keywords
@@ -347,7 +373,11 @@ class MovieLensConfig(Config):
         # The bundle's sentences are the reference only where the same model is asked the same way.
         shipped = language_model.fingerprint == bundle.language_model.fingerprint and formatter == bundle.formatter
         unprompted = UnpromptedSentences(
-            bundle.no_prompt_sentences if shipped else {}, language_model, formatter, self.baseline_samples
+            bundle.no_prompt_sentences if shipped else {},
+            language_model,
+            formatter,
+            self.baseline_samples,
+            store=None if shipped else self._store(language_model),
         )
         return LikeReward(self._likes(bundle), unprompted, kind=self.reward_type, scale=self.reward_scale)
 

@@ -23,7 +23,11 @@ from offprompts_env.simulator import RewardKind
 from offprompts_env.text.encoder import Encoder
 from offprompts_env.text.language_model import LanguageModel
 from offprompts_env.text.prompted import PromptFormatter, query_texts
+from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import Contexts, FloatArray, Outputs
+
+#: Series of the reference sentences in a store.
+NO_PROMPT_SERIES = "no prompt"
 
 
 @runtime_checkable
@@ -107,6 +111,8 @@ class UnpromptedSentences:
         language_model: writes the others.
         formatter: makes its requests.
         n_samples: K.
+        store: sentences on disk. Processes that share it share the reference too, also where the model is not
+            reproducible.
     """
 
     def __init__(
@@ -115,9 +121,11 @@ class UnpromptedSentences:
         language_model: LanguageModel,
         formatter: PromptFormatter,
         n_samples: int = 4,
+        store: SentenceStore | None = None,
     ) -> None:
         check_integer("baseline_samples", n_samples, 1)
         self.language_model, self.formatter, self.n_samples = language_model, formatter, n_samples
+        self.store = store
         self._sentences = {
             query: tuple(sentences[:n_samples]) for query, sentences in known.items() if len(sentences) >= n_samples
         }
@@ -126,12 +134,25 @@ class UnpromptedSentences:
         """Return the K sentences about each query."""
         missing = [query for query in dict.fromkeys(queries) if query not in self._sentences]
         if missing:
-            requests = [self.formatter.ask(query) for query in missing for _ in range(self.n_samples)]
-            rngs = [stream(0, "no_prompt", query, k) for query in missing for k in range(self.n_samples)]
-            written = self.language_model.generate(requests, rngs)
+            named = [(query, k) for query in missing for k in range(self.n_samples)]
+            written = self._written(named)
             for index, query in enumerate(missing):
                 self._sentences[query] = tuple(written[index * self.n_samples : (index + 1) * self.n_samples])
         return [self._sentences[query] for query in queries]
+
+    def _written(self, named: list[tuple[str, int]]) -> list[str]:
+        """Return sentence k about each query: that of the store, else one that the model writes now."""
+
+        def write(rows: Sequence[int]) -> list[str]:
+            rngs = [stream(0, "no_prompt", *named[row]) for row in rows]
+            return self.language_model.generate([requests[row] for row in rows], rngs)
+
+        requests = [self.formatter.ask(query) for query, _ in named]
+        if self.store is None:
+            return write(range(len(named)))
+        return self.store.complete(
+            self.language_model.fingerprint, NO_PROMPT_SERIES, requests, [k for _, k in named], write
+        )
 
 
 class LikeReward:

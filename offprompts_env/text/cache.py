@@ -3,16 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError
 from offprompts_env.text.prompted import TextOutputModel, text_column
+from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import Contexts, FloatArray, IntArray, Outputs, PromptSet
 
 _Key = tuple[str, int]
+
+
+def table_series(seed: int) -> str:
+    """Return the name of the random numbers of the table `seed` in a store."""
+    return f"table {seed}"
+
+
+def sample_generator(fingerprint: str, seed: int, sample: int, request: str) -> np.random.Generator:
+    """Return the generator that sentence `sample` of `request` is written with.
+
+    Args:
+        fingerprint: of the language model.
+        seed: of the table.
+        sample: k.
+        request: full request.
+    """
+    name = "\0".join((fingerprint, str(seed), str(sample), request))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()))
+
+
+def stored_embeddings(store: SentenceStore, outputs: TextOutputModel, sentences: Sequence[str]) -> FloatArray:
+    """Return the embeddings of `sentences`, (n, d_o): those of the store, and the others computed and put there.
+
+    An output model that does not say which encoder it has (``encoder_fingerprint``) embeds them all itself.
+    """
+    name = getattr(outputs, "encoder_fingerprint", None)
+    if name is None:
+        return outputs.embed(sentences)
+    known, held = store.embeddings(name, sentences)
+    if held.all() and len(sentences) > 0:
+        return known
+    new = [sentence for sentence, there in zip(sentences, held, strict=True) if not there]
+    unique = list(dict.fromkeys(new))
+    computed = outputs.embed(unique)
+    if not store.read_only:
+        store.put_embeddings(name, unique, computed)
+    row_of = {sentence: row for row, sentence in enumerate(unique)}
+    embeddings = np.empty((len(sentences), outputs.output_dim), dtype=np.float32)
+    if held.any():
+        embeddings[held] = known[held]
+    embeddings[~held] = computed[[row_of[sentence] for sentence in new]]
+    return embeddings
 
 
 class SampleTable:
@@ -30,17 +73,29 @@ class SampleTable:
     samples, with variance ``Var / K`` around the truth that no number of calls removes. As K → ∞ the model itself
     comes back; where the model is deterministic, K is 1.
 
+    With a `store`, sentences that are not in memory are looked up there before the model is asked, and what it writes
+    is put there, with embeddings. As a sentence is a function of its name, the store changes nothing but who writes it.
+
     Args:
         outputs: what writes and embeds sentences.
         slots: K.
-        capacity: sentences kept; the oldest make room for new ones.
+        capacity: sentences kept in memory; the oldest make room for new ones.
         seed: names the table.
+        store: sentences on disk, shared with other processes.
 
     Raises:
         ConfigError: `outputs` is no text output model, or a number is out of range.
     """
 
-    def __init__(self, outputs: TextOutputModel, *, slots: int = 16, capacity: int = 1 << 18, seed: int = 0) -> None:
+    def __init__(
+        self,
+        outputs: TextOutputModel,
+        *,
+        slots: int = 16,
+        capacity: int = 1 << 18,
+        seed: int = 0,
+        store: SentenceStore | None = None,
+    ) -> None:
         if not isinstance(outputs, TextOutputModel):
             raise ConfigError(
                 f"outputs: a sample table needs requests(), write(), embed() and a fingerprint, but "
@@ -49,7 +104,7 @@ class SampleTable:
         for name, value in (("slots", slots), ("capacity", capacity)):
             check_integer(name, value, 1)
         check_integer("seed", seed, 0)
-        self.outputs, self.capacity, self.seed = outputs, capacity, seed
+        self.outputs, self.capacity, self.seed, self.store = outputs, capacity, seed, store
         self.slots = 1 if outputs.deterministic else slots
         self.requested = 0
         self.generated = 0
@@ -102,14 +157,26 @@ class SampleTable:
         return Outputs(embeddings[rows], text_column([sentences[row] for row in rows]))
 
     def _write(self, keys: list[_Key]) -> tuple[list[str], FloatArray]:
-        sentences = self.outputs.write([request for request, _ in keys], [self._generator(key) for key in keys])
-        self.generated += len(keys)
-        return sentences, self.outputs.embed(sentences)
+        """Return sentences and embeddings of `keys`: those of the store, and what is missing there from the model."""
+        if self.store is None:
+            sentences = self._ask(keys)
+            return sentences, self.outputs.embed(sentences)
+        sentences = self.store.complete(
+            self.outputs.fingerprint,
+            table_series(self.seed),
+            [request for request, _ in keys],
+            [slot for _, slot in keys],
+            lambda rows: self._ask([keys[row] for row in rows]),
+        )
+        return sentences, stored_embeddings(self.store, self.outputs, sentences)
 
-    def _generator(self, key: _Key) -> np.random.Generator:
-        request, slot = key
-        name = "\0".join((self.outputs.fingerprint, str(self.seed), str(slot), request))
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()))
+    def _ask(self, keys: list[_Key]) -> list[str]:
+        """Have the model write the sentences of `keys`."""
+        name = self.outputs.fingerprint
+        generators = [sample_generator(name, self.seed, slot, request) for request, slot in keys]
+        sentences = self.outputs.write([request for request, _ in keys], generators)
+        self.generated += len(keys)
+        return sentences
 
     def _store(self, keys: list[_Key], sentences: list[str], embeddings: FloatArray) -> None:
         rows: Iterable[int] = range(max(0, len(keys) - self.capacity), len(keys))

@@ -5,6 +5,7 @@ Queries, prompts and sentences are all encoded by these classes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -235,6 +236,17 @@ class PCAEncoder:
         components = vectors[:, ::-1][:, :n_components]
         peak = components[np.abs(components).argmax(axis=0), np.arange(n_components)]
         return cls(encoder, mean, components * np.where(peak < 0, -1.0, 1.0), text_format=text_format)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Digest of the inner encoder's fingerprint, mean, components and format; None where it has no fingerprint."""
+        inner = getattr(self.encoder, "fingerprint", None)
+        if inner is None:
+            return None
+        digest = hashlib.sha256(f"{inner}\0{self.text_format}\0{self.components.shape}".encode())
+        for part in (self.mean, self.components):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def dim(self) -> int:

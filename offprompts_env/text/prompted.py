@@ -106,6 +106,11 @@ class PromptedLM:
         return self.language_model.fingerprint
 
     @property
+    def encoder_fingerprint(self) -> str | None:
+        """That of the encoder; None where it has none, and embeddings cannot be kept under its name."""
+        return getattr(self.encoder, "fingerprint", None)
+
+    @property
     def deterministic(self) -> bool:
         """As the language model."""
         return self.language_model.deterministic

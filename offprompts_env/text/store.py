@@ -24,7 +24,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -168,7 +168,7 @@ class SentenceStore:
         with self._reading() as connection:
             for position, _ in self._lookup(connection, model, series, requests, samples, "1"):
                 held[position] = True
-        return np.flatnonzero(~held).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(~held).tolist()
 
     def put(
         self, model: str, series: str, requests: Sequence[str], samples: Sequence[int], sentences: Sequence[str]
@@ -207,6 +207,38 @@ class SentenceStore:
             self._count(connection, "sentence", added)
             self._make_room(connection, list(texts))
         return held
+
+    def complete(
+        self,
+        model: str,
+        series: str,
+        requests: Sequence[str],
+        samples: Sequence[int],
+        write: Callable[[Sequence[int]], Sequence[str]],
+    ) -> list[str]:
+        """Return the sentence of each (request, sample): what is held, and otherwise what `write` says, which is put.
+
+        Args:
+            model: fingerprint of the language model.
+            series: see the module.
+            requests: full requests, n of them.
+            samples: their sample indices, n of them.
+            write: gets the positions of those that are missing, and returns their sentences.
+
+        Raises:
+            DataError: requests and samples differ in number.
+            StorageError: as :meth:`put`; a store that is read-only is only read.
+        """
+        held = self.get(model, series, requests, samples)
+        missing = [position for position, sentence in enumerate(held) if sentence is None]
+        if missing:
+            fresh = list(write(missing))
+            if not self.read_only:
+                names = [requests[i] for i in missing], [samples[i] for i in missing]
+                fresh = self.put(model, series, *names, fresh)
+            for position, sentence in zip(missing, fresh, strict=True):
+                held[position] = sentence
+        return [sentence for sentence in held if sentence is not None]
 
     def embeddings(self, encoder: str, sentences: Sequence[str]) -> tuple[FloatArray, Array]:
         """Return the embeddings of `sentences` under the encoder with this fingerprint.

@@ -1,0 +1,328 @@
+"""The sentence store: names, bounds, many processes, damage, hostile text, and no change of what is drawn."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from offprompts_env.errors import DataError, StorageError
+from offprompts_env.movielens.rewards import UnpromptedSentences
+from offprompts_env.text.cache import SampleTable, table_series
+from offprompts_env.text.decoding import Decoding
+from offprompts_env.text.encoder import PCAEncoder, TextEncoder
+from offprompts_env.text.language_model import CausalLM, row_uniforms
+from offprompts_env.text.prompted import PromptedLM, PromptFormatter
+from offprompts_env.text.store import SentenceStore
+from offprompts_env.types import Contexts, PromptSet
+from tests import tiny_models
+
+FORMATTER = PromptFormatter("w1 {query} w2 {prompt} w3", "w1 {query} w3")
+HOSTILE = ("a\0b", "\ud800", "x" * (2 << 20), "\x1b[31m\r\n", "{query} %s {{7*7}}", "'); DROP TABLE sentence;--", "")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SentenceStore:
+    return SentenceStore(tmp_path / "sentences.db")
+
+
+def texts(n: int) -> list[str]:
+    return [f"request {i}" for i in range(n)]
+
+
+def test_what_is_put_is_got(store: SentenceStore) -> None:
+    assert store.put("m", "table 0", ["a", "a", "b"], [0, 1, 0], ["x", "y", "z"]) == ["x", "y", "z"]
+    assert store.get("m", "table 0", ["b", "a", "a", "a"], [0, 1, 2, 0]) == ["z", "y", None, "x"]
+    assert store.missing("m", "table 0", ["b", "c", "a"], [0, 0, 7]) == [1, 2]
+    assert store.get("other", "table 0", ["a"], [0]) == [None]
+    assert store.get("m", "table 1", ["a"], [0]) == [None]
+    assert store.get("m", "table 0", [], []) == []
+    assert store.put("m", "table 0", [], [], []) == []
+    assert len(store) == 3
+
+
+def test_the_first_writer_wins(store: SentenceStore) -> None:
+    store.put("m", "s", ["a"], [0], ["first"])
+    assert store.put("m", "s", ["b", "a", "b"], [0, 0, 0], ["new", "second", "third"]) == ["new", "first", "new"]
+    assert len(store) == 2
+
+
+def test_more_than_one_statement(store: SentenceStore) -> None:
+    names = texts(9000)
+    store.put("m", "s", names, [3] * 9000, [name.upper() for name in names])
+    assert store.get("m", "s", names[::-1], [3] * 9000) == [name.upper() for name in names[::-1]]
+
+
+def test_hostile_text_stays_text(store: SentenceStore) -> None:
+    store.put("m", "s", HOSTILE, range(len(HOSTILE)), HOSTILE[::-1])
+    assert tuple(store.get("m", "s", HOSTILE, range(len(HOSTILE)))) == HOSTILE[::-1]
+    assert {row.request for row in store.rows()} == set(HOSTILE)
+
+
+def test_embeddings(store: SentenceStore) -> None:
+    vectors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    store.put_embeddings("e", ["a", "b", "c"], vectors)
+    store.put_embeddings("e", ["a"], np.zeros((1, 4), np.float32))
+    found, held = store.embeddings("e", ["c", "x", "a"])
+    np.testing.assert_array_equal(held, [True, False, True])
+    np.testing.assert_array_equal(found[held], vectors[[2, 0]])
+    nothing, held = store.embeddings("f", ["a", "b"])
+    assert nothing.shape == (2, 0)
+    assert not held.any()
+
+
+def test_wrong_lengths(store: SentenceStore) -> None:
+    with pytest.raises(DataError, match="samples: expected 2"):
+        store.get("m", "s", ["a", "b"], [0])
+    with pytest.raises(DataError, match="sentences: expected 1"):
+        store.put("m", "s", ["a"], [0], [])
+    with pytest.raises(DataError, match="embeddings: expected"):
+        store.put_embeddings("e", ["a"], np.zeros((2, 3)))
+
+
+def test_bounded_by_dropping_the_oldest_requests(tmp_path: Path) -> None:
+    store = SentenceStore(tmp_path / "s.db", max_sentences=5)
+    store.put("m", "s", ["a", "a", "b"], [0, 1, 0], ["1", "2", "3"])
+    store.put("m", "s", ["c", "d"], [0, 0], ["4", "5"])
+    assert len(store) == 5
+    store.put("m", "s", ["e"], [0], ["6"])
+    assert store.missing("m", "s", ["a", "a", "b", "c", "d", "e"], [0, 1, 0, 0, 0, 0]) == [0, 1]
+    assert len(store) == 4
+    many = texts(8)
+    store.put("m", "s", many, [0] * 8, many)
+    assert store.missing("m", "s", many, [0] * 8) == []
+    assert len(store) == 8
+    store.put_embeddings("e", many, np.ones((8, 2)))
+    store.put_embeddings("e", ["x"], np.ones((1, 2)))
+    _, held = store.embeddings("e", [*many, "x"])
+    assert held.tolist() == [False] * 4 + [True] * 5
+
+
+def test_inspection(store: SentenceStore, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put("mistral", "table 0", ["a movie", "a movie", "war"], [0, 1, 0], ["x", "y\x1b[2J", "z"])
+    store.put("mistral", "no prompt", ["plain"], [0], ["movie"])
+    store.describe("mistral", {"model": "Mistral"})
+    first, second = store.models()
+    assert (first.fingerprint, first.series, first.requests, first.sentences) == ("mistral", "table 0", 2, 3)
+    assert (second.series, second.sentences, dict(second.facts)) == ("no prompt", 1, {"model": "Mistral"})
+    assert [row.sentence for row in store.rows(contains="movie")] == ["x", "y\x1b[2J", "movie"]
+    assert len(list(store.rows(model="mis", series="table 0", limit=2))) == 2
+    assert main(["sentences", str(store.path)]) == 0
+    assert "4 sentences" in (shown := capsys.readouterr().out)
+    assert "Mistral" in shown
+    assert main(["sentences", str(store.path), "--contains", "a movie"]) == 0
+    assert "\\u001b[2J" in (shown := capsys.readouterr().out)
+    assert "\x1b" not in shown
+    assert main(["sentences", str(store.path), "--series", "none", "--json"]) == 0
+    assert main(["sentences", str(store.path) + ".no"]) == 1
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a" * 5000)
+    with pytest.raises(StorageError, match="no sentence store or is damaged"):
+        SentenceStore(tmp_path / "text")
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (a)").connection.commit()
+    with pytest.raises(StorageError, match="another SQLite file"):
+        SentenceStore(tmp_path / "other.db")
+    with pytest.raises(StorageError, match="expected a folder"):
+        SentenceStore(tmp_path / "no" / "s.db")
+    with pytest.raises(StorageError, match="found none"):
+        SentenceStore(tmp_path / "none.db", read_only=True)
+    SentenceStore(tmp_path / "new.db").close()
+    sqlite3.connect(tmp_path / "new.db").execute("PRAGMA user_version = 9").connection.close()
+    with pytest.raises(StorageError, match="format version 9"):
+        SentenceStore(tmp_path / "new.db")
+
+
+def test_read_only(store: SentenceStore) -> None:
+    store.put("m", "s", ["a"], [0], ["x"])
+    reader = SentenceStore(store.path, read_only=True)
+    assert reader.get("m", "s", ["a"], [0]) == ["x"]
+    with pytest.raises(StorageError, match="read-only"):
+        reader.put("m", "s", ["b"], [0], ["y"])
+    assert reader.complete("m", "s", ["b", "a"], [0, 0], lambda rows: ["new"] * len(rows)) == ["new", "x"]
+    assert len(reader) == 1
+
+
+def test_a_full_disk_loses_nothing(store: SentenceStore) -> None:
+    store.put("m", "s", ["a"], [0], ["x"])
+    pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
+    store._connection().execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(StorageError, match=r"full.*Free some space"):
+        store.put("m", "s", texts(999), [0] * 999, ["long" * 100] * 999)
+    store._connection().execute("PRAGMA max_page_count = 100000")
+    assert len(store) == 1
+    assert store.get("m", "s", ["a"], [0]) == ["x"]
+    store.put("m", "s", texts(999), [0] * 999, ["long" * 100] * 999)
+    assert len(store) == 1000
+
+
+def _put_many(store: SentenceStore, worker: int) -> None:
+    for start in range(0, 300, 20):
+        rows = list(range(start, start + 20))
+        store.put("m", "s", [f"r{i}" for i in rows], [0] * 20, [f"{worker}:{i}" for i in rows])
+
+
+def _put_for_ever(path: Path) -> None:
+    store = SentenceStore(path)
+    for number in range(10**9):
+        store.put("m", "s", [f"k{number}"] * 10, range(10), ["s"] * 10)
+
+
+def test_many_processes_write_at_once(store: SentenceStore) -> None:
+    # The same object goes to every process: each opens a connection of its own.
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_put_many, args=(store, i)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    found = store.get("m", "s", [f"r{i}" for i in range(300)], [0] * 300)
+    assert all(text is not None and text.split(":")[1] == str(i) for i, text in enumerate(found))
+    assert len(store) == 300 == len(list(store.rows()))
+
+
+def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    worker = multiprocessing.get_context("spawn").Process(target=_put_for_ever, args=(path,))
+    worker.start()
+    store = None
+    while store is None or len(store) < 200:
+        time.sleep(0.01)
+        store = SentenceStore(path) if path.exists() else None
+    os.kill(worker.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    worker.join()
+    rows = list(store.rows())
+    assert len(rows) == len(store)
+    assert len(store) % 10 == 0
+    assert len({(row.request, row.sample) for row in rows}) == len(rows)
+    store.put("m", "s", ["after"], [0], ["x"])
+
+
+def test_a_pickled_store_reads_the_same_file(store: SentenceStore) -> None:
+    store.put("m", "s", ["a"], [0], ["x"])
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.get("m", "s", ["a"], [0]) == ["x"]
+
+
+# What an agent sees ---------------------------------------------------------------------------------------------------
+
+
+class Fickle:
+    """Two words with the chances 0.7 and 0.3, from generators or, if seedless, from a source of its own."""
+
+    deterministic = False
+
+    def __init__(self, name: str = "fickle", source: np.random.Generator | None = None) -> None:
+        self.fingerprint, self.source, self.written = name, source, 0
+
+    def generate(self, prompts, rng):
+        self.written += len(prompts)
+        draws = row_uniforms(rng, len(prompts), 1)[:, 0] if self.source is None else self.source.random(len(prompts))
+        return ["w0" if u < 0.7 else "w1" for u in draws]
+
+
+class Letters:
+    """Embeds "wI" as I; counts."""
+
+    dim, fingerprint, encoded = 1, "letters", 0
+
+    def encode(self, texts):
+        self.encoded += len(texts)
+        return np.array([[float(text[1:])] for text in texts], dtype=np.float32).reshape(-1, 1)
+
+
+def table(model, store=None, slots=4, encoder=None, seed=0):
+    prompts = PromptSet(np.eye(4), texts=tuple(f"w{20 + i}" for i in range(4)))
+    return SampleTable(PromptedLM(model, encoder or Letters(), prompts, FORMATTER), slots=slots, store=store, seed=seed)
+
+
+def rounds(n: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    queries = np.array([f"w{i}" for i in rng.integers(3, size=n)], dtype=object)
+    return Contexts(np.zeros((n, 2)), np.zeros((n, 1)), query_text=queries), rng.integers(4, size=n)
+
+
+def test_a_store_changes_nothing_that_is_seen(tmp_path: Path) -> None:
+    tokens = tiny_models.tokenizer()
+    lm = CausalLM(tiny_models.llama(), tokens, decoding=Decoding(max_new_tokens=8))
+    states = TextEncoder(tiny_models.distilbert(), tokens)
+    encoder = PCAEncoder.fit(states, [f"w{i} w{i + 1}" for i in range(20)], 3)
+    store = SentenceStore(tmp_path / "s.db")
+    contexts, actions = rounds(60)
+
+    def seen(store):
+        drawn = table(lm, store, encoder=encoder).sample(contexts, actions, np.random.default_rng(5))
+        return drawn.text.tolist(), drawn.embedding
+
+    plain, embeddings = seen(None)
+    half = table(lm, store, encoder=encoder)
+    half.sample(contexts.take(slice(0, 20)), actions[:20], np.random.default_rng(5))
+    for _ in range(2):
+        sentences, found = seen(store)
+        assert sentences == plain
+        np.testing.assert_allclose(found, embeddings, rtol=1e-4, atol=1e-5)
+    reader = table(lm, SentenceStore(store.path, read_only=True), encoder=encoder)
+    assert reader.sample(contexts, actions, np.random.default_rng(5)).text.tolist() == plain
+    assert reader.generated == 0
+
+
+def test_a_warm_store_asks_neither_model_nor_encoder(store: SentenceStore) -> None:
+    contexts, actions = rounds(300)
+    first, second = (table(Fickle(), store, encoder=Letters()) for _ in range(2))
+    a = first.sample(contexts, actions, np.random.default_rng(1))
+    b = second.sample(contexts, actions, np.random.default_rng(1))
+    assert a.text.tolist() == b.text.tolist()
+    np.testing.assert_array_equal(a.embedding, b.embedding)
+    assert first.outputs.language_model.written == first.generated == len(store) > 0
+    assert second.outputs.language_model.written == second.outputs.encoder.encoded == 0
+
+
+def test_models_and_seeds_do_not_mix(store: SentenceStore) -> None:
+    contexts, actions = rounds(300)
+    for model, seed in (("a", 0), ("b", 0), ("a", 1)):
+        made = table(Fickle(model), store, seed=seed)
+        plain = table(Fickle(model), seed=seed)
+        drawn = made.sample(contexts, actions, np.random.default_rng(1)).text.tolist()
+        assert drawn == plain.sample(contexts, actions, np.random.default_rng(1)).text.tolist()
+    assert {(m.fingerprint, m.series) for m in store.models()} == {
+        ("a", table_series(0)), ("b", table_series(0)), ("a", table_series(1)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seedless", [False, True])
+def test_reuse_does_not_change_the_distribution(tmp_path: Path, seedless: bool) -> None:
+    """Over tables, the share of "w0" is 0.7 with and without a store, and has the variance of K frozen samples."""
+    contexts, actions = rounds(1)
+    shares = {"without": [], "cold": [], "warm": []}
+    source = np.random.default_rng(3) if seedless else None
+    store = SentenceStore(tmp_path / "s.db")
+    for seed in range(400):
+        for name in shares:
+            made = table(Fickle(source=source), None if name == "without" else store, slots=2, seed=seed)
+            drawn = [made.sample(contexts, actions, np.random.default_rng([seed, i])).text[0] for i in range(12)]
+            shares[name].append(np.mean([text == "w0" for text in drawn]))
+    assert shares["warm"] == shares["cold"]
+    assert len(store) <= 800
+    for found in shares.values():
+        error = np.std(found) / np.sqrt(len(found))
+        assert abs(np.mean(found) - 0.7) < 4 * error
+        # Var of a share: p (1 - p) (1/K + (1 - 1/K)/12).
+        assert np.var(found) == pytest.approx(0.21 * (0.5 + 0.5 / 12), rel=0.2)
+
+
+def test_processes_over_a_seedless_server_share_one_reference(store: SentenceStore) -> None:
+    source = np.random.default_rng(0)
+    first, second = (UnpromptedSentences({}, Fickle(source=source), FORMATTER, 8, store) for _ in range(2))
+    queries = [f"w{i}" for i in range(9)]
+    assert first.about(queries) == second.about(queries[::-1])[::-1]
+    assert first.about(queries) != UnpromptedSentences({}, Fickle(source=source), FORMATTER, 8).about(queries)
