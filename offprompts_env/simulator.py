@@ -75,6 +75,23 @@ class OutputModel(Protocol):
 
 
 @runtime_checkable
+class EnumerableOutputs(OutputModel, Protocol):
+    """An output model whose output, given query and prompt, is one of K with equal chances, such as frozen sentences.
+
+    Then ``E[r | x, q, a] = 1/K Σ_k r(x, q, s_k)`` is a finite sum.
+    """
+
+    @property
+    def outcomes(self) -> int:
+        """K."""
+        ...
+
+    def outcome(self, contexts: Contexts, actions: IntArray, k: int) -> Outputs:
+        """Return output k of each round, 0 ≤ k < K."""
+        ...
+
+
+@runtime_checkable
 class GaussianOutputs(OutputModel, Protocol):
     """An output model whose output is ``base(q) + effects[a] + Normal(0, diag(noise_std²))``."""
 
@@ -294,8 +311,9 @@ class Simulator:
 
         Closed form where :attr:`exact`. With ``w = weights(x, q)``, ``m_a = base(q) + effects[a]`` and noise standard
         deviations ``σ``, a continuous reward has ``w · m_a``; a binary one has ``E[logistic(w · m_a + ‖w ∘ σ‖ Z)]``
-        with Z standard normal, by 32-node Gauss–Hermite quadrature. Otherwise the mean over `n_samples` outputs of each
-        prompt, drawn with the stream ``("expected_rewards", i)`` of `seed` for sample i.
+        with Z standard normal, by 32-node Gauss–Hermite quadrature. Where outputs can
+        be enumerated (:class:`EnumerableOutputs`) it is their mean, exact too. Otherwise the mean over `n_samples`
+        outputs of each prompt, drawn with the stream ``("expected_rewards", i)`` of `seed` for sample i.
         """
         outputs, rewards = self.outputs, self.rewards
         if isinstance(outputs, GaussianOutputs) and isinstance(rewards, LinearReward):
@@ -310,15 +328,20 @@ class Simulator:
             return np.asarray(means)
         total = np.zeros((len(contexts), self.n_prompts))
         size = max(1, _OUTPUTS_AT_ONCE // self.n_prompts)
-        for sample in range(n_samples):
+        enumerable = outputs if isinstance(outputs, EnumerableOutputs) else None
+        repeats = n_samples if enumerable is None else enumerable.outcomes
+        for sample in range(repeats):
             rng = stream(seed, "expected_rewards", sample)
             for start in range(0, len(contexts), size):
                 rows = slice(start, min(start + size, len(contexts)))
                 everyone = contexts.take(rows).repeat(self.n_prompts)
                 actions = np.tile(np.arange(self.n_prompts), len(everyone) // self.n_prompts)
-                drawn = outputs.sample(everyone, actions, rng)
+                if enumerable is None:
+                    drawn = outputs.sample(everyone, actions, rng)
+                else:
+                    drawn = enumerable.outcome(everyone, actions, sample)
                 total[rows] += self._mean(everyone, drawn).reshape(-1, self.n_prompts)
-        return total / n_samples
+        return total / repeats
 
     def policy_value(
         self,

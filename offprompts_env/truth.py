@@ -8,6 +8,7 @@ oracle and the best single prompt are not flattered by their own luck.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,7 @@ from offprompts_env.config import check_integer, check_kind
 from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
 from offprompts_env.rng import stream
 from offprompts_env.sampling import pmf_by_parts
-from offprompts_env.simulator import Simulator
+from offprompts_env.simulator import EnumerableOutputs, Simulator
 from offprompts_env.types import Contexts, Estimate, FloatArray, IntArray, Outputs, Policy
 
 
@@ -81,30 +82,53 @@ class Truth:
         check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
         for name, value in (("users", users), ("movies", movies), ("samples", samples)):
             check_integer(name, value, 1)
-        pool = simulator.evaluation_contexts(20 * (users + movies), seed)
-        if pool.user_id is None or pool.item_id is None:
-            raise ConfigError("truth: expected contexts with user and item ids; use Truth.exact for vectors")
-        user_rows = np.sort(np.unique(pool.user_id, return_index=True)[1])[:users]
-        movie_rows = np.sort(np.unique(pool.item_id, return_index=True)[1])[:movies]
-        shown = pool.take(movie_rows)
+        asking, shown = _people_and_queries(simulator, users, movies, seed)
+        everything, actions = shown.repeat(simulator.n_prompts), _every_prompt(simulator, shown)
         halves = []
         for half in ("choose", "score"):
-            total = np.zeros((len(user_rows), len(movie_rows), simulator.n_prompts))
-            for sample in range(samples):
-                outputs = _sentences(simulator, shown, stream(seed, "truth", half, sample))
-                everything = shown.repeat(simulator.n_prompts)
-                for index, user in enumerate(user_rows):
-                    asked_by = np.full(len(everything), user)
-                    crossed = _cross(pool.take(asked_by), everything)
-                    total[index] += simulator.rewards.mean(crossed, outputs).reshape(total.shape[1:])
-            # The precision of its file, so that a truth that was read is the truth that was made.
-            halves.append((total / samples).reshape(-1, simulator.n_prompts).astype(np.float32))
-        rows_of_users = pool.take(np.repeat(user_rows, len(movie_rows)))
-        rows_of_movies = shown.take(np.tile(np.arange(len(movie_rows)), len(user_rows)))
-        cluster = np.tile(np.arange(len(movie_rows)), len(user_rows))
+            drawn = (
+                simulator.outputs.sample(everything, actions, stream(seed, "truth", half, sample))
+                for sample in range(samples)
+            )
+            halves.append(_crossed_means(simulator, asking, everything, drawn))
+        return cls._crossed(simulator, asking, shown, halves[0], halves[1])
+
+    @classmethod
+    def enumerated(cls, simulator: Simulator, *, users: int = 100, movies: int = 60, seed: int = 0) -> Self:
+        """Return exact mean rewards of `users` × `movies` rounds where outputs can be enumerated.
+
+        ``E[r | x, q, a] = 1/K Σ_k r(x, q, s_k)`` over the K sentences of a frozen table: nothing is drawn but who the
+        users and which the movies are, so `choose` and `score` are one table, and the oracle is the table's own. With
+        as many users and movies as there are, values have no error at all: then read the standard errors as those of
+        a larger population of movies.
+
+        Raises:
+            ConfigError: outputs cannot be enumerated, users or movies have no ids, or a number is not positive.
+        """
+        check_kind("simulator", simulator, Simulator, "of an environment pass env.unwrapped.simulator")
+        for name, value in (("users", users), ("movies", movies)):
+            check_integer(name, value, 1)
+        outputs = simulator.outputs
+        if not isinstance(outputs, EnumerableOutputs):
+            raise ConfigError(
+                "truth: expected outputs that can be enumerated, such as frozen sentences; use Truth.drawn"
+            )
+        asking, shown = _people_and_queries(simulator, users, movies, seed)
+        everything, actions = shown.repeat(simulator.n_prompts), _every_prompt(simulator, shown)
+        every = (outputs.outcome(everything, actions, k) for k in range(outputs.outcomes))
+        means = _crossed_means(simulator, asking, everything, every)
+        return cls._crossed(simulator, asking, shown, means, means)
+
+    @classmethod
+    def _crossed(
+        cls, simulator: Simulator, asking: Contexts, shown: Contexts, choose: FloatArray, score: FloatArray
+    ) -> Self:
+        """Return the truth of all rounds of the users in `asking` with the queries in `shown`, user by user."""
+        queries = np.tile(np.arange(len(shown)), len(asking))
+        rounds = _cross(asking.take(np.repeat(np.arange(len(asking)), len(shown))), shown.take(queries))
         # A continuous reward with a reference is the change against sentences without a prompt.
         relative = simulator.rewards.kind == "continuous" and hasattr(simulator.rewards, "reference")
-        return cls(_cross(rows_of_users, rows_of_movies), halves[0], halves[1], cluster, 0.0 if relative else None)
+        return cls(rounds, choose, score, queries, 0.0 if relative else None)
 
     def save(self, path: str | Path) -> None:
         """Write it as one file of float32, with what policies read of the rounds."""
@@ -201,9 +225,32 @@ class Truth:
         return (self.value(policy).value - low) / (high - low)
 
 
-def _sentences(simulator: Simulator, shown: Contexts, rng: np.random.Generator) -> Outputs:
-    actions = np.tile(np.arange(simulator.n_prompts), len(shown))
-    return simulator.outputs.sample(shown.repeat(simulator.n_prompts), actions, rng)
+def _people_and_queries(simulator: Simulator, users: int, movies: int, seed: int) -> tuple[Contexts, Contexts]:
+    """Return rounds of different users, and rounds of different movies."""
+    pool = simulator.evaluation_contexts(20 * (users + movies), seed)
+    if pool.user_id is None or pool.item_id is None:
+        raise ConfigError("truth: expected contexts with user and item ids; use Truth.exact for vectors")
+    user_rows = np.sort(np.unique(pool.user_id, return_index=True)[1])[:users]
+    movie_rows = np.sort(np.unique(pool.item_id, return_index=True)[1])[:movies]
+    return pool.take(user_rows), pool.take(movie_rows)
+
+
+def _every_prompt(simulator: Simulator, shown: Contexts) -> IntArray:
+    return np.tile(np.arange(simulator.n_prompts), len(shown))
+
+
+def _crossed_means(
+    simulator: Simulator, asking: Contexts, everything: Contexts, outputs: Iterable[Outputs]
+) -> FloatArray:
+    """Return rewards of every user in `asking` with `everything`, averaged over `outputs`: (users · queries, A)."""
+    total, samples = np.zeros((len(asking), len(everything))), 0
+    for drawn in outputs:
+        samples += 1
+        for user in range(len(asking)):
+            crossed = _cross(asking.take(np.full(len(everything), user)), everything)
+            total[user] += simulator.rewards.mean(crossed, drawn)
+    # The precision of its file, so that a truth that was read is the truth that was made.
+    return (total / samples).reshape(-1, simulator.n_prompts).astype(np.float32)
 
 
 def _cross(users: Contexts, movies: Contexts) -> Contexts:

@@ -60,6 +60,7 @@ COMMANDS = {
     "import": Entry("agents.cli.importing", "Import", "make a log of a Parquet, CSV or JSON-lines file"),
     "inspect": Entry("agents.cli.inspecting", "Inspect", "say what a log holds, what is odd, and what it allows"),
     "render": Entry("agents.cli.render", "Render", "show rounds of a log as text"),
+    "freeze": Entry("agents.cli.freeze", "Freeze", "export frozen sentences, which are replayed without a model"),
     "sentences": Entry("agents.cli.sentences", "Sentences", "say what a store of sentences holds, or show some"),
     "methods": Entry("agents.cli.methods", "Methods", "list learners and estimators, or the settings of one"),
     "learn": Entry("agents.cli.learn", "Learn", "learn a policy from a log"),

@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 import sys
 import time
@@ -36,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from offprompts_env.errors import ConfigError, StorageError
+from offprompts_env.folders import replaced
 from offprompts_env.movielens.bundle import Bundle, BundleInfo, write_manifest
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.grammar import HEADS, NOUN_HINT, OPENERS
@@ -399,22 +399,9 @@ class _Build:
         simulator, encoders = self.simulator(), self.encoders()
         figures, held_out = self.figures(), self.held_out()
         self.stages.say("bundle")
-        made = out.with_name(f".{out.name}.{os.getpid()}.new")
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        made.mkdir(parents=True)
-        try:
+        with replaced(out) as made:
             self._write_bundle(made, simulator, encoders, figures, held_out)
             play_one_round(made, config.device)
-            if out.exists():
-                out.replace(old)
-            made.replace(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.replace(out)
-            raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         self.stages.say(f"{out} is ready ({time.perf_counter() - start:.0f} s)")
         return out
 

@@ -15,7 +15,6 @@ Files are checked against their size and SHA-256 when they are first used.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from offprompts_env.errors import BundleError
+from offprompts_env.folders import checksums, difference
 from offprompts_env.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -95,20 +95,10 @@ class KeywordEntry:
 def write_manifest(directory: str | Path, info: BundleInfo) -> Path:
     """Write `bundle.json` for the files that lie in `directory`, all of them, and return its path."""
     folder = Path(directory)
-    files = {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    described = {"format_version": FORMAT_VERSION, **vars(info), "files": files}
+    described = {"format_version": FORMAT_VERSION, **vars(info), "files": checksums(folder, besides=MANIFEST)}
     target = folder / MANIFEST
     target.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remedy(directory: Path) -> str:
@@ -170,16 +160,9 @@ class Bundle:
             return path
         if name not in self.files:
             raise BundleError(f"bundle: {self.directory} lists no file {name!r}; {_remedy(self.directory)}")
-        expected = self.files[name]
-        wanted = f"expected {expected['bytes']} bytes with SHA-256 {expected['sha256']}"
-        if not path.is_file():
-            raise BundleError(f"bundle: {path}: {wanted}, found no file; {_remedy(self.directory)}")
-        size = path.stat().st_size
-        found = _sha256(path) if size == expected["bytes"] else "not computed"
-        if found != expected["sha256"]:
-            raise BundleError(
-                f"bundle: {path}: {wanted}, found {size} bytes with SHA-256 {found}; {_remedy(self.directory)}"
-            )
+        found = difference(path, self.files[name])
+        if found is not None:
+            raise BundleError(f"bundle: {path}: {found}; {_remedy(self.directory)}")
         self._checked.add(name)
         return path
 

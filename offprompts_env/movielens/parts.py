@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,8 @@ from offprompts_env.movielens.rewards import (
 from offprompts_env.simulator import ContextSource, OutputModel, RewardKind, RewardModel, Simulator, check_parts
 from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.decoding import Decoding
-from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
+from offprompts_env.text.encoder import Encoder, PCAEncoder, Pooling, TextEncoder
+from offprompts_env.text.frozen import FrozenSentences, FrozenStates, FrozenTable, Unwritten, checksum_of
 from offprompts_env.text.language_model import CausalLM, LanguageModel
 from offprompts_env.text.loading import DTYPES
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
@@ -41,6 +42,14 @@ INSTRUCTION = PromptFormatter(
     'Describe the movie "{query}" in one sentence for somebody who considers watching it, without naming it. '
     "Description:",
 )
+
+
+# Settings of how sentences are written, which frozen ones leave no room for.
+_WRITING = (
+    "keywords", "language_model", "server", "template", "template_without_prompt", "chat_template", "pad_token",
+    "decoding", "sentence_encoder", "query_encoder", "prompt_encoder", "output_dim", "query_dim", "prompt_dim",
+    "cache_slots", "sentence_store",
+)  # fmt: skip
 
 
 class MovieLensContexts:
@@ -157,6 +166,10 @@ class MovieLensConfig(Config):
         baseline_samples: sentences without a prompt that a continuous reward compares with.
         cache_slots: K of a :class:`~offprompts_env.text.cache.SampleTable` around the output model; None for fresh
             sentences in every round.
+        sentences: folder of a :class:`~offprompts_env.text.frozen.FrozenTable`: its sentences are replayed, no
+            language model is loaded, and expectations are exact. Queries are those of the table that the bundle knows.
+        replacement: whether they are drawn with replacement; see :class:`~offprompts_env.text.frozen.FrozenSentences`.
+        sentences_sha256: checksum of the table, filled in from it: a log names the sentences by it, not by a path.
         sentence_store: file of a :class:`~offprompts_env.text.store.SentenceStore` in which sentences are kept, those
             of the sample table and those without a prompt; None for the one that the environment variable
             ``OFFPROMPTS_SENTENCES`` names, and none without it. It changes no round, so a log goes on with another.
@@ -188,6 +201,9 @@ class MovieLensConfig(Config):
     reward_std: float = 0.05
     baseline_samples: int = 4
     cache_slots: int | None = None
+    sentences: str | None = None
+    replacement: bool = True
+    sentences_sha256: str | None = None
     sentence_store: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
@@ -197,6 +213,7 @@ class MovieLensConfig(Config):
         for name in (
             "bundle",
             "language_model",
+            "sentences",
             "sentence_store",
             "sentence_encoder",
             "query_encoder",
@@ -232,9 +249,32 @@ class MovieLensConfig(Config):
         for name in ("template", "template_without_prompt", "pad_token"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name}: expected text or None, got {getattr(self, name)!r}")
+        self._check_frozen()
         own = self._server() is not None or self.language_model is not None
         if not own and (self.chat_template or self.pad_token is not None):
             raise ConfigError("chat_template, pad_token: the bundle's model needs neither; set language_model too")
+
+    def _check_frozen(self) -> None:
+        if self.sentences is None:
+            if not self.replacement or self.sentences_sha256 is not None:
+                raise ConfigError(
+                    "replacement, sentences_sha256: they say something about frozen sentences; set sentences too"
+                )
+            return
+        default = {f.name: f.default for f in fields(self)} | {"decoding": {}}
+        for name in _WRITING:
+            if getattr(self, name) != default[name]:
+                raise ConfigError(
+                    f"{name}: expected nothing beside frozen sentences, which are written already, got "
+                    f"{getattr(self, name)!r}; leave out either"
+                )
+        found = checksum_of(self.sentences)
+        if self.sentences_sha256 not in (None, found):
+            raise ConfigError(
+                f"sentences: expected the table with the checksum {self.sentences_sha256}, got one with {found} in "
+                f"{self.sentences}; pass the folder of the first one"
+            )
+        object.__setattr__(self, "sentences_sha256", found)
 
     def _server(self) -> Server | None:
         """Return the server that is asked, None for a model in process."""
@@ -270,9 +310,18 @@ class MovieLensConfig(Config):
         """
         check_parts(contexts=contexts, prompts=prompts, outputs=outputs, rewards=rewards)
         bundle = Bundle.open(self.bundle, device=self.device)
-        source = self._contexts(bundle) if contexts is None else contexts
-        model = self._outputs(bundle, prompts) if outputs is None else outputs
-        reward = self._rewards(bundle, model) if rewards is None else rewards
+        if self.sentences is not None and (prompts is not None or outputs is not None):
+            raise ConfigError("prompts, outputs: frozen sentences bring their own; leave out sentences or those")
+        table = None if self.sentences is None else FrozenTable.load(self.sentences)
+        if table is not None and self.n_prompts is not None:
+            table = table.leading(self.n_prompts)
+        source = self._contexts(bundle, table) if contexts is None else contexts
+        model = outputs
+        if model is None and table is not None:
+            model = FrozenSentences(table, replacement=self.replacement)
+        if model is None:
+            model = self._outputs(bundle, prompts)
+        reward = self._rewards(bundle, model, table) if rewards is None else rewards
         if isinstance(reward, LikeReward) and reward.context_dim != source.context_dim:
             raise DimensionError(
                 f"rewards: the reward model reads users of dimension {reward.context_dim}, but the context source has "
@@ -284,11 +333,17 @@ class MovieLensConfig(Config):
             simulator.play(source.sample(1, rng), np.zeros(1, dtype=np.int64), rng, rng)
         return simulator
 
-    def _contexts(self, bundle: Bundle) -> MovieLensContexts:
+    def _contexts(self, bundle: Bundle, table: FrozenTable | None) -> MovieLensContexts:
         users, items = bundle.users, bundle.items
-        encoder = self._encoder(bundle, "query", items.titles)
-        vectors = encoder.encode(items.titles)
-        return MovieLensContexts(users.ids, users.vectors, items.ids, items.titles, vectors, bundle.info.user_features)
+        features = bundle.info.user_features
+        if table is None:
+            vectors = self._encoder(bundle, "query", items.titles).encode(items.titles)
+            return MovieLensContexts(users.ids, users.vectors, items.ids, items.titles, vectors, features)
+        place = {query: row for row, query in enumerate(table.queries)}
+        known = [row for row, title in enumerate(items.titles) if title in place]
+        titles = [items.titles[row] for row in known]
+        vectors = table.query_vectors[[place[title] for title in titles]]
+        return MovieLensContexts(users.ids, users.vectors, items.ids[known], titles, vectors, features)
 
     def _outputs(self, bundle: Bundle, prompts: PromptSet | None) -> OutputModel:
         sentences = [text for texts in bundle.no_prompt_sentences.values() for text in texts]
@@ -366,7 +421,12 @@ class MovieLensConfig(Config):
         )
         return PCAEncoder.fit(encoder, texts, shipped.dim if dim is None else dim)
 
-    def _rewards(self, bundle: Bundle, outputs: OutputModel) -> LikeReward:
+    def _rewards(self, bundle: Bundle, outputs: OutputModel, table: FrozenTable | None) -> LikeReward:
+        if table is not None:
+            likes = self._likes(bundle, FrozenStates(bundle.reward_encoder, table))
+            model = Unwritten(table.checksum)
+            frozen = UnpromptedSentences(table.no_prompt, model, INSTRUCTION, self.baseline_samples)
+            return LikeReward(likes, frozen, kind=self.reward_type, scale=self.reward_scale)
         writer = outputs.outputs if isinstance(outputs, SampleTable) else outputs
         language_model = getattr(writer, "language_model", None) or self._language_model(bundle)
         formatter = getattr(writer, "formatter", None) or self._formatter(bundle)
@@ -379,9 +439,11 @@ class MovieLensConfig(Config):
             self.baseline_samples,
             store=None if shipped else self._store(language_model),
         )
-        return LikeReward(self._likes(bundle), unprompted, kind=self.reward_type, scale=self.reward_scale)
+        return LikeReward(
+            self._likes(bundle, bundle.reward_encoder), unprompted, kind=self.reward_type, scale=self.reward_scale
+        )
 
-    def _likes(self, bundle: Bundle) -> LikeModel:
+    def _likes(self, bundle: Bundle, encoder: Encoder) -> LikeModel:
         if self.simulator == "collaborative":
-            return CollaborativeLikes(bundle.collaborative, bundle.reward_encoder)
-        return SimulatedLikes(bundle.simulator, bundle.reward_encoder)
+            return CollaborativeLikes(bundle.collaborative, encoder)
+        return SimulatedLikes(bundle.simulator, encoder)

@@ -1,0 +1,485 @@
+"""Frozen sentence tables: K sentences of each (query, prompt) in a folder, and a world that needs no language model.
+
+    table.json              what it is, and a checksum of every other file
+    sentences.parquet       query, prompt, sample, sentence; prompts by number
+    embeddings.npy          one row a sentence, (R, d_o) float32
+    queries.parquet         query, vector
+    prompts.parquet         prompt, vector
+    no_prompt.parquet       query, sample, sentence: references of a continuous reward
+    CARD.md                 the same for people
+
+A table is what a :class:`~offprompts_env.text.cache.SampleTable` with as many slots and the same seed would write:
+replaying it with replacement gives, for the same random numbers, the very sentences of that table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offprompts_env.config import check_integer
+from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
+from offprompts_env.folders import checksums, difference, replaced, sha256_of
+from offprompts_env.text.cache import sample_generator, stored_embeddings, table_series
+from offprompts_env.text.prompted import TextOutputModel, query_texts, text_column
+from offprompts_env.types import Array, Contexts, FloatArray, IntArray, Outputs, PromptSet, check_actions
+
+if TYPE_CHECKING:
+    from offprompts_env.text.encoder import Encoder
+    from offprompts_env.text.language_model import Randomness
+    from offprompts_env.text.store import SentenceStore
+
+FORMAT_VERSION = 1
+MANIFEST = "table.json"
+
+# Sentences asked for at once: an export that is stopped loses so many, if it has a store, and all otherwise.
+_AT_ONCE = 2048
+
+# Sentences of a table that are encoded together.
+_BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTable:
+    """K sentences of each covered (query, prompt).
+
+    Attributes:
+        prompts: the catalogue, with texts.
+        queries: query texts, n_q of them.
+        query_vectors: (n_q, d_q).
+        first: row of the first of the K sentences of each (query, prompt), (n_q, A); −1 where it is not covered. The
+            others follow it.
+        samples: K.
+        sentences: R of them.
+        embeddings: (R, d_o).
+        no_prompt: reference sentences of each query.
+        facts: what is known of the model that wrote it.
+        checksum: SHA-256 of ``table.json``, which has those of all other files.
+    """
+
+    prompts: PromptSet
+    queries: tuple[str, ...]
+    query_vectors: FloatArray
+    first: IntArray
+    samples: int
+    sentences: Array
+    embeddings: FloatArray
+    no_prompt: Mapping[str, tuple[str, ...]]
+    facts: Mapping[str, Any]
+    checksum: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every (query, prompt) is covered."""
+        return bool((self.first >= 0).all())
+
+    def leading(self, n_prompts: int) -> FrozenTable:
+        """Return the table of the first prompts only.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if not 1 <= n_prompts <= len(self.prompts):
+            raise ConfigError(f"n_prompts: expected 1 to {len(self.prompts)}, what the table has, got {n_prompts}")
+        texts = None if self.prompts.texts is None else self.prompts.texts[:n_prompts]
+        prompts = PromptSet(self.prompts.embeddings[:n_prompts], texts)
+        return FrozenTable(**{**vars(self), "prompts": prompts, "first": self.first[:, :n_prompts]})
+
+    @classmethod
+    def load(cls, path: str | Path) -> FrozenTable:
+        """Read the table in the folder `path`, after checking every file.
+
+        Raises:
+            StorageError: there is none, a file is missing or differs from its checksum, or the format is newer.
+        """
+        import pyarrow.parquet as pq
+
+        folder = Path(path)
+        try:
+            described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            version, files = described["format_version"], described["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"frozen sentences: expected a folder with {MANIFEST} at {folder}, but {error!r}; make one with "
+                "'offprompts freeze', or check the path"
+            ) from error
+        if version > FORMAT_VERSION:
+            raise StorageError(
+                f"frozen sentences: {folder} has format version {version}, this package reads up to {FORMAT_VERSION}; "
+                "update offprompts-env"
+            )
+        for name, expected in files.items():
+            if (found := difference(folder / name, expected)) is not None:
+                raise StorageError(f"frozen sentences: {folder / name}: {found}; download or export it again")
+        tables = {
+            name: pq.read_table(folder / f"{name}.parquet") for name in ("sentences", "queries", "prompts", "no_prompt")
+        }
+        queries = tuple(tables["queries"]["query"].to_pylist())
+        texts = tuple(tables["prompts"]["prompt"].to_pylist())
+        pairs, samples = described["pairs"], described["samples"]
+        first = np.full((len(queries), len(texts)), -1, dtype=np.int64)
+        place = {query: row for row, query in enumerate(queries)}
+        asked = tables["sentences"]["query"].combine_chunks().to_pylist()[::samples]
+        chosen = tables["sentences"]["prompt"].to_numpy()[::samples]
+        first[[place[query] for query in asked], chosen] = samples * np.arange(pairs)
+        known: dict[str, tuple[str, ...]] = {}
+        for query, sentence in zip(*(tables["no_prompt"][c].to_pylist() for c in ("query", "sentence")), strict=True):
+            known[query] = (*known.get(query, ()), sentence)
+        return cls(
+            PromptSet(_vectors(tables["prompts"]), texts),
+            queries,
+            _vectors(tables["queries"]),
+            first,
+            samples,
+            text_column(tables["sentences"]["sentence"].to_pylist()),
+            np.load(folder / "embeddings.npy", allow_pickle=False),
+            known,
+            described["facts"],
+            sha256_of(folder / MANIFEST),
+        )
+
+
+def checksum_of(path: str | Path) -> str:
+    """Return the checksum of the table in the folder `path`; see :class:`FrozenTable`.
+
+    Raises:
+        StorageError: there is none.
+    """
+    manifest = Path(path) / MANIFEST
+    if not manifest.is_file():
+        raise StorageError(
+            f"frozen sentences: expected a folder with {MANIFEST} at {path}, found none; make one with "
+            "'offprompts freeze', or check the path"
+        )
+    return sha256_of(manifest)
+
+
+class FrozenSentences:
+    r"""Replays a frozen table: an output model without a language model.
+
+    *With replacement* a round draws one of the K sentences of its (query, prompt) uniformly, with the i-th uniform of
+    the generator for row i: ``P(s_k) = 1/K``, independent over rounds given the table.
+
+    *Without replacement* the K sentences of a (query, prompt) come in a random order before any comes again: of the
+    m that are left in the current pass, each has the chance ``1/m``. Every single draw still has ``P(s_k) = 1/K``, but
+    draws of one (query, prompt) depend on each other: the mean reward of n ≤ K of them has the variance
+    ``Var_k[r(s_k)] / n · (K − n) / (K − 1)`` around the mean of the table, none for n = K; and over tables, the K draws
+    of a pass are K independent sentences of the model, which those with replacement are not. What is left is kept by
+    this object, whoever asks (a vector environment is one object), until :meth:`restart`; so the same seed gives the
+    same rounds only after a restart, and the environment says that it is not reproducible.
+
+    Args:
+        table: the sentences.
+        replacement: see above.
+    """
+
+    deterministic = False
+
+    def __init__(self, table: FrozenTable, *, replacement: bool = True) -> None:
+        self.table, self.replacement = table, replacement
+        self._place = {query: row for row, query in enumerate(table.queries)}
+        self._left: dict[int, list[int]] = {}
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The catalogue that actions index."""
+        return self.table.prompts
+
+    @property
+    def output_dim(self) -> int:
+        """``d_o``."""
+        return int(self.table.embeddings.shape[1])
+
+    @property
+    def outcomes(self) -> int:
+        """K."""
+        return self.table.samples
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the table."""
+        return self.table.checksum
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same random numbers give the same sentences."""
+        return self.replacement
+
+    def restart(self) -> None:
+        """Begin every pass anew."""
+        self._left.clear()
+
+    def sample(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
+        """Draw one sentence a round.
+
+        Raises:
+            DataError: contexts have no query text, or the table does not cover a (query, prompt).
+            ActionError: an action is not a prompt.
+        """
+        first = self._first(contexts, actions)
+        uniforms = rng.random(len(first))
+        if self.replacement:
+            return self._outputs(first + (uniforms * self.table.samples).astype(np.int64))
+        rows = np.empty_like(first)
+        for index, (start, uniform) in enumerate(zip(first.tolist(), uniforms.tolist(), strict=True)):
+            left = self._left.get(start)
+            if not left:
+                left = self._left[start] = list(range(self.table.samples))
+            rows[index] = start + left.pop(int(uniform * len(left)))
+        return self._outputs(rows)
+
+    def outcome(self, contexts: Contexts, actions: IntArray, k: int) -> Outputs:
+        """Return sentence k of each round.
+
+        Raises:
+            ConfigError: k is not in [0, K).
+            DataError: as :meth:`sample`.
+        """
+        check_integer("k", k, 0, self.table.samples - 1)
+        return self._outputs(self._first(contexts, actions) + k)
+
+    def _outputs(self, rows: IntArray) -> Outputs:
+        return Outputs(self.table.embeddings[rows], self.table.sentences[rows])
+
+    def _first(self, contexts: Contexts, actions: IntArray) -> IntArray:
+        actions = check_actions(actions, len(self.prompts), len(contexts))
+        texts = query_texts(contexts)
+        places = np.fromiter((self._place.get(text, -1) for text in texts), dtype=np.int64, count=len(texts))
+        rows = self.table.first[places, actions]
+        wrong = np.flatnonzero((places < 0) | (rows < 0))
+        if len(wrong):
+            row = int(wrong[0])
+            prompt = int(actions[row])
+            name = "" if self.prompts.texts is None else f" {self.prompts.texts[prompt]!r}"
+            raise DataError(
+                f"frozen sentences: expected sentences about {texts[row]!r} with prompt {prompt}{name}, but the table "
+                f"has none ({len(wrong)} such rounds); export the product of queries and prompts, or a log that has it"
+            )
+        return rows
+
+
+class FrozenStates:
+    """An encoder that encodes each sentence of a table once, and always among the same neighbours.
+
+    A matrix product rounds differently in batches of another shape. As sentences are encoded by fixed blocks of rows
+    of the table, what a state is depends neither on who asked for it first nor on what was asked with it.
+
+    Args:
+        encoder: encodes; also texts that are not in the table.
+        table: the sentences.
+    """
+
+    def __init__(self, encoder: Encoder, table: FrozenTable) -> None:
+        self.encoder, self.table = encoder, table
+        self._row = {text: row for row, text in reversed(list(enumerate(table.sentences.tolist())))}
+        self._blocks: dict[int, FloatArray] = {}
+
+    @property
+    def dim(self) -> int:
+        """Length of a state."""
+        return self.encoder.dim
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return one state a text, (n, dim) float32."""
+        rows = [self._row.get(text, -1) for text in texts]
+        states = np.empty((len(rows), self.dim), dtype=np.float32)
+        for position, row in enumerate(rows):
+            if row >= 0:
+                states[position] = self._block(row // _BLOCK)[row % _BLOCK]
+        foreign = [position for position, row in enumerate(rows) if row < 0]
+        if foreign:
+            states[foreign] = self.encoder.encode([texts[position] for position in foreign])
+        return states
+
+    def _block(self, number: int) -> FloatArray:
+        if number not in self._blocks:
+            sentences = self.table.sentences[number * _BLOCK : (number + 1) * _BLOCK]
+            self._blocks[number] = self.encoder.encode(sentences.tolist())
+        return self._blocks[number]
+
+
+class Unwritten:
+    """Stands for the language model of a frozen table: whatever is not in the table cannot be written any more."""
+
+    deterministic = True
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def generate(self, prompts: Sequence[str], rng: Randomness) -> list[str]:
+        """Refuse.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"frozen sentences: expected {prompts[0]!r} to be answered in the table, found fewer sentences without a "
+            "prompt than baseline_samples; ask for fewer, or export more"
+        )
+
+
+def freeze(
+    outputs: TextOutputModel,
+    queries: Contexts,
+    path: str | Path,
+    *,
+    samples: int,
+    seed: int = 0,
+    pairs: Array | None = None,
+    no_prompt: Mapping[str, Sequence[str]] | None = None,
+    store: SentenceStore | None = None,
+    facts: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FrozenTable:
+    """Write the table of `outputs` into the folder `path`, and return it as read back.
+
+    Args:
+        outputs: what writes and embeds the sentences.
+        queries: one row for each query, with texts.
+        path: folder; a table that is there is replaced when the new one is complete.
+        samples: K.
+        seed: of the :class:`~offprompts_env.text.cache.SampleTable` that it is equal to.
+        pairs: (n_q, A) of bool, which (query, prompt) to cover; None for all of them.
+        no_prompt: reference sentences of each query, where rewards need them.
+        store: sentences on disk; what is there is not written again, and an export that was stopped goes on.
+        facts: what to say about the model; JSON-able.
+        progress: is called with sentences done and sentences in all.
+
+    Raises:
+        DataError: `queries` have no texts, or a text twice.
+        DimensionError: `pairs` has another shape.
+        StorageError: the folder is something else, or cannot be written.
+    """
+    check_integer("samples", samples, 1)
+    out = Path(path)
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"frozen sentences: expected {out} to be a table, an empty folder or new; choose another")
+    texts = query_texts(queries)
+    if len(set(texts)) != len(texts):
+        raise DataError(f"queries: expected each once, got {len(texts) - len(set(texts))} twice or more")
+    n_prompts = len(outputs.prompts)
+    covered = np.ones((len(texts), n_prompts), dtype=bool) if pairs is None else np.asarray(pairs)
+    if covered.shape != (len(texts), n_prompts) or covered.dtype != bool:
+        raise DimensionError(f"pairs: expected bools ({len(texts)}, {n_prompts}), got {covered.dtype} {covered.shape}")
+    asked, chosen = (column.repeat(samples) for column in np.nonzero(covered))
+    index = np.tile(np.arange(samples), len(asked) // samples)
+    sentences: list[str] = []
+    embeddings: list[FloatArray] = []
+    for start in range(0, len(asked), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        requests = outputs.requests(queries.take(asked[rows]), chosen[rows])
+        written = frozen_sentences(outputs, requests, index[rows].tolist(), seed, store)
+        sentences += written
+        embeddings.append(outputs.embed(written) if store is None else stored_embeddings(store, outputs, written))
+        if progress is not None:
+            progress(len(sentences), len(asked))
+    described: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "facts": {"fingerprint": outputs.fingerprint, **(facts or {})},
+        "samples": samples,
+        "seed": seed,
+        "queries": len(texts),
+        "prompts": n_prompts,
+        "pairs": len(asked) // samples,
+    }
+    with replaced(out) as folder:
+        _write_parts(folder, outputs, queries, (asked, chosen, index), sentences, no_prompt or {})
+        np.save(folder / "embeddings.npy", np.concatenate(embeddings).astype(np.float32), allow_pickle=False)
+        (folder / "CARD.md").write_text(_card(described), encoding="utf-8")
+        described["files"] = checksums(folder, besides=MANIFEST)
+        (folder / MANIFEST).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return FrozenTable.load(out)
+
+
+def frozen_sentences(
+    outputs: TextOutputModel, requests: Sequence[str], samples: Sequence[int], seed: int, store: SentenceStore | None
+) -> list[str]:
+    """Return the sentences that a sample table with this seed would hold, through `store` where there is one."""
+
+    def write(rows: Sequence[int]) -> list[str]:
+        generators = [sample_generator(outputs.fingerprint, seed, samples[row], requests[row]) for row in rows]
+        return outputs.write([requests[row] for row in rows], generators)
+
+    if store is None:
+        return write(range(len(requests)))
+    return store.complete(outputs.fingerprint, table_series(seed), requests, samples, write)
+
+
+def _write_parts(
+    folder: Path,
+    outputs: TextOutputModel,
+    queries: Contexts,
+    rows: tuple[IntArray, IntArray, IntArray],
+    sentences: list[str],
+    no_prompt: Mapping[str, Sequence[str]],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = query_texts(queries)
+    asked, chosen, index = rows
+    names = pa.DictionaryArray.from_arrays(pa.array(asked, pa.int32()), pa.array(texts, pa.string()))
+    known = [(text, k, sentence) for text in texts for k, sentence in enumerate(no_prompt.get(text, ()))]
+    columns: dict[str, dict[str, Any]] = {
+        "sentences": {
+            "query": names,
+            "prompt": pa.array(chosen, pa.int32()),
+            "sample": pa.array(index, pa.int32()),
+            "sentence": pa.array(sentences, pa.string()),
+        },
+        "queries": {"query": pa.array(texts, pa.string()), "vector": _list_array(queries.query)},
+        "prompts": {
+            "prompt": pa.array(outputs.prompts.texts, pa.string()),
+            "vector": _list_array(outputs.prompts.embeddings),
+        },
+        "no_prompt": {
+            "query": pa.array([row[0] for row in known], pa.string()),
+            "sample": pa.array([row[1] for row in known], pa.int32()),
+            "sentence": pa.array([row[2] for row in known], pa.string()),
+        },
+    }
+    for name, content in columns.items():
+        pq.write_table(pa.table(content), folder / f"{name}.parquet", compression="zstd")
+
+
+def _list_array(matrix: FloatArray) -> Any:
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).ravel(), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _vectors(table: Any) -> FloatArray:
+    column = table["vector"].combine_chunks()
+    return np.asarray(column.flatten()).reshape(len(column), -1)
+
+
+def _card(described: Mapping[str, Any]) -> str:
+    pairs, whole = described["pairs"], described["queries"] * described["prompts"]
+    covered = "every (query, prompt)" if pairs == whole else f"{pairs:,} of {whole:,} (query, prompt)"
+    facts = "\n".join(f"- {name}: {value}" for name, value in described["facts"].items())
+    return f"""# Frozen sentences
+
+{described["samples"]} sentences of {covered}: {described["queries"]:,} queries, {described["prompts"]:,} prompts.
+Each was drawn independently from the language model below, with randomness derived from the model, the seed
+{described["seed"]}, the request and the number of the sentence.
+
+## What wrote them
+
+{facts}
+
+## Use
+
+    gym.make("OffPrompts-MovieLens-v0", sentences="THIS FOLDER")
+
+needs no language model. Rewards, values and the oracle are those of the table: expectations over the
+{described["samples"]} sentences, not over the model; for a smooth reward they differ from the model's by a standard
+error of about `sd / sqrt({described["samples"]})` in each (query, prompt).
+
+`table.json` has a SHA-256 of every file. Sentences about movies of MovieLens come under its licence.
+"""
