@@ -11,7 +11,7 @@ import pytest
 from agents.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ("your-own-log.md",)
+GUIDES = ("your-own-log.md", "your-own-domain.md")
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:

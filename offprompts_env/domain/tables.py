@@ -196,7 +196,7 @@ def _table(path: Path) -> list[dict[str, str]]:
     try:
         rows = list(csv.reader(lines, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}: expected a CSV file, got one that cannot be read ({error}); export it again") from error
+        raise DataError(f"{path}: expected CSV, got what cannot be read ({error}); export it again") from error
     rows = [row for row in rows if row]
     if len(rows) < 2:
         raise DataError(f"{path}: expected a header and rows, got {len(rows)} lines; is it the right file?")
@@ -231,6 +231,6 @@ def _one_of(path: Path, row: dict[str, str], columns: tuple[str, ...]) -> str:
     found = next((name for name in columns if name in row), None)
     if found is None:
         raise DataError(
-            f"{path}: expected a column {' or '.join(map(repr, columns))}, got {', '.join(row)}; rename it in the header"
+            f"{path}: expected a column {' or '.join(map(repr, columns))}, got {', '.join(row)}; rename it there"
         )
     return found

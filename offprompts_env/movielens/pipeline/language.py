@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offprompts_env.movielens.grammar import Movie, describe, is_compatible, pieces
+from offprompts_env.movielens import grammar
+from offprompts_env.movielens.grammar import Movie, describe, is_compatible
 from offprompts_env.movielens.lexicon import Keyword, lexicon
 from offprompts_env.rng import integer_seed, stream
 
@@ -60,8 +61,10 @@ class LanguageModelConfig:
     bfloat16: bool = True
 
 
-def make_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of at most `vocabulary` pieces on `titles`, and add the grammar's pieces as tokens."""
+def make_tokenizer(
+    titles: Sequence[str], vocabulary: int, pieces: Sequence[str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of at most `vocabulary` pieces on `titles`, and add `pieces` (the grammar's) as tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -77,9 +80,8 @@ def make_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     bpe.train_from_iterator((f" {title}" for title in titles), trainer)
-    bpe.add_tokens(
-        [AddedToken(piece, normalized=False) for piece in (TITLE_PIECE, KEYWORD_PIECE, ANSWER_PIECE, *pieces())]
-    )
+    added = (TITLE_PIECE, KEYWORD_PIECE, ANSWER_PIECE, *grammar.pieces()) if pieces is None else pieces
+    bpe.add_tokens([AddedToken(piece, normalized=False) for piece in added])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         bos_token=BOS,
@@ -125,7 +127,7 @@ class SentenceSampler:
         self._config = config
         self._keywords = lexicon()
         vocabulary = tokenizer.get_vocab()
-        self._piece = {piece: vocabulary[piece] for piece in pieces()}
+        self._piece = {piece: vocabulary[piece] for piece in grammar.pieces()}
         self._eos = vocabulary[EOS]
         self._start = [vocabulary[TITLE_PIECE]]
         self._slot, self._answer = vocabulary[KEYWORD_PIECE], vocabulary[ANSWER_PIECE]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from offprompts_env.movielens.grammar import Facts, Movie, describe, parse
 from offprompts_env.movielens.lexicon import ERAS, GENRES, lexicon
 from offprompts_env.movielens.pipeline.data import Benchmark, Reactions, user_vectors
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator, Pooling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,15 @@ class HeldOut:
     calibration_error: float
 
 
-def make_small_simulator(config: SimulatorConfig, d_x: int, seed: int) -> LikeSimulator:
-    """Return an untrained simulator on a small DistilBERT whose tokens are the grammar's pieces (over bytes)."""
+def make_small_simulator(
+    config: SimulatorConfig, d_x: int, seed: int, tokenizer: PreTrainedTokenizerFast | None = None
+) -> LikeSimulator:
+    """Return an untrained simulator on a small DistilBERT that reads by `tokenizer` (the grammar's pieces)."""
     from transformers import DistilBertConfig, DistilBertModel
 
     from offprompts_env.movielens.pipeline.language import make_tokenizer
 
-    tokenizer = make_tokenizer([], 0)
+    tokenizer = make_tokenizer([], 0) if tokenizer is None else tokenizer
     tokenizer.padding_side = "right"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

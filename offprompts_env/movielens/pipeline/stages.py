@@ -21,11 +21,11 @@ class Stages:
     """The finished stages in the folder ``work``.
 
     ``keys`` maps each stage that was asked for to its key; what enters a build from outside gets a key from its
-    content. ``quiet`` hides what `say` and `progress` show.
+    content. ``quiet`` hides what `say` and `progress` show; `command` is who says it.
     """
 
-    def __init__(self, work: Path, quiet: bool) -> None:
-        self.work, self.quiet = work, quiet
+    def __init__(self, work: Path, quiet: bool, command: str = "build-assets") -> None:
+        self.work, self.quiet, self.command = work, quiet, command
         self.keys: dict[str, str] = {}
 
     def folder(self, name: str, needs: Sequence[str], settings: object, make: Callable[[Path], None]) -> Path:
@@ -45,7 +45,7 @@ class Stages:
     def say(self, text: str) -> None:
         """Say what happens, on standard error."""
         if not self.quiet:
-            print(f"build-assets: {text}", file=sys.stderr, flush=True)
+            print(f"{self.command}: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[float | None], None]]:

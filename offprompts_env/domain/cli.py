@@ -1,0 +1,43 @@
+"""``offprompts build-domain``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from offprompts_env.domain.build import DomainConfig, build_domain
+
+
+@dataclass(frozen=True)
+class BuildDomain:
+    """Build the bundle of your own domain, and measure it; an interrupted build goes on where it stopped.
+
+    In use:
+      offprompts build-domain --items items.csv --interactions interactions.csv --keywords keywords.txt --out bundle
+        --lm distilgpt2 --template "About {query}, think of {prompt}:" --template-without-prompt "About {query}:"
+    Afterwards, in a module of yours (docs/your-own-domain.md):
+      from offprompts_env.domain import register_domain
+      register_domain("MyDomain-v0", "bundle")
+    """
+
+    items: Path
+    """CSV with item_id, title (or text), and perhaps features separated by |."""
+    interactions: Path
+    """CSV with user_id, item_id, and rating, or liked or clicked as 0 and 1."""
+    keywords: Path
+    """The prompts: one a line, or a CSV with the column keyword."""
+    out: Path
+    """Where the bundle goes; a bundle that is there already is replaced when the new one is complete."""
+    config: Annotated[DomainConfig, tyro.conf.arg(name="")]
+    work: Path | None = None
+    """Folder that keeps finished stages (default: beside the bundle)."""
+    quiet: bool = False
+    """Show no progress (it is never shown where standard error is not a terminal)."""
+
+    def run(self) -> None:
+        """Run the command."""
+        quiet = True if self.quiet else None
+        print(build_domain(self.items, self.interactions, self.keywords, self.out, self.config, self.work, quiet))
