@@ -99,7 +99,7 @@ def test_ids_stay_text(tmp_path: Path) -> None:
         (
             "interactions.csv",
             "user_id,item_id,stars\nu,00001,1\n",
-            "expected a column 'rating' or 'liked' or 'clicked'",
+            "column 'rating' or 'liked' or 'clicked'",
         ),
         ("interactions.csv", "user_id,item_id,liked\nu,7,1\n", "got 'u' and '7'"),
         ("interactions.csv", "user_id,item_id,liked\nu,00007,1\nu,00007,0\n", "one row for each user and item"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def blocks(guide: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_guide_runs(guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     names: dict[str, object] = {"__name__": "__guide__"}
     for number, (language, content) in enumerate(blocks(guide)):
         if language == "python":

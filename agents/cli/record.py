@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import offprompts_env as op
 from agents.cli.output import print_json
 from agents.cli.policies import logging_softmax, open_policy
 from agents.cli.settings import read_settings
-from offprompts_env.errors import ConfigError, OffPromptsError, StorageError, unknown_name
+from offprompts_env.errors import ConfigError, OffPromptsError, StorageError, foreign, unknown_name
 from offprompts_env.manifest import find_manifest
 from offprompts_env.simulator import Simulator
 from offprompts_env.storage import Mode
@@ -33,7 +34,7 @@ class Record:
     """
 
     env_id: Annotated[str, tyro.conf.Positional]
-    """Id of the environment: OffPrompts-Synthetic-v0 or OffPrompts-MovieLens-v0."""
+    """Id of the environment: OffPrompts-Synthetic-v0, OffPrompts-MovieLens-v0, or of your own domain, module:id."""
     out: Path
     """Directory of the log."""
     n: int = 10_000
@@ -84,14 +85,20 @@ class Record:
 
 
 def make_env(env_id: str, settings: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Make an environment of this project.
+    """Make an environment of this project, or one that ``register_domain`` registered; ``module:id`` imports first.
 
     Raises:
+        AgentError: the module cannot be imported.
         ConfigError: no such environment, or a setting is unknown or out of range.
     """
-    ours = [name for name in gym.registry if name.startswith("OffPrompts-")]
-    if env_id not in ours:
-        raise unknown_name("environment", env_id, ours)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        with foreign(f"import of {module}"):
+            importlib.import_module(module)
+    # Own domains and the built-in environments have their classes in this package.
+    ours = [own for own, spec in gym.registry.items() if str(spec.entry_point).startswith("offprompts_env.")]
+    if name not in ours:
+        raise unknown_name("environment", name, ours)
     try:
         return gym.make(env_id, **settings)
     except OffPromptsError:

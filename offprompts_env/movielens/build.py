@@ -413,7 +413,7 @@ class _Build:
         benchmark, config = self.benchmark, self.config
         vectors = shipped_user_vectors(benchmark).astype(np.float16).astype(np.float32)
         save_file({"ids": benchmark.user_ids.astype(np.int64), "vectors": vectors}, folder / "users.safetensors")
-        _write_csv(
+        write_csv(
             folder / "items.csv",
             ("item_id", "title", "genres", "year"),
             (
@@ -422,8 +422,8 @@ class _Build:
             ),
         )
         words = catalogue(config.seed)
-        _write_csv(folder / "keywords.csv", ("keyword", "kind", "group"), ((w.text, w.kind, w.group) for w in words))
-        _write_csv(
+        write_csv(folder / "keywords.csv", ("keyword", "kind", "group"), ((w.text, w.kind, w.group) for w in words))
+        write_csv(
             folder / "no_prompt.csv",
             ("item_id", "sample", "sentence"),
             (
@@ -504,7 +504,8 @@ def play_one_round(bundle: Path, device: str = "cpu") -> None:
     simulator.play(simulator.contexts.sample(1, rng), np.zeros(1, dtype=np.int64), rng, rng)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
+    """Write a table that any reader of CSV takes apart as it was, line ends in fields included."""
     with path.open("w", encoding="utf-8", newline="") as file:
         for row in (header, *rows):
             # A field is quoted where it holds a character of the line terminator: with "\n" alone a "\r" would not be.

@@ -55,6 +55,7 @@ class BundleInfo:
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
         user_features: names of the columns of user vectors.
         config: settings of the pipeline that built it.
+        domain: what its items are: "movies", or "own" for a bundle built from a user's own files.
     """
 
     name: str
@@ -63,6 +64,7 @@ class BundleInfo:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     user_features: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = "movies"
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,15 +200,15 @@ class Bundle:
 
     @cached_property
     def items(self) -> Items:
-        """Movies."""
+        """Movies, or what the domain has in their place: with features for genres, and without years."""
+        movies = self.info.domain == "movies"
 
         def parse(row: Sequence[str]) -> tuple[int, str, tuple[str, ...], int]:
-            item, title, genres, year = row
+            item, title, genres, year = row if movies else (*row, "")
             return int(item), title, tuple(genres.split("|")), int(year or 0)
 
-        ids, titles, genres, years = zip(
-            *self._rows("items.csv", ("item_id", "title", "genres", "year"), parse), strict=True
-        )
+        header = ("item_id", "title", "genres", "year") if movies else ("item_id", "title", "features")
+        ids, titles, genres, years = zip(*self._rows("items.csv", header, parse), strict=True)
         return Items(np.array(ids), titles, genres, np.array(years))
 
     @cached_property
