@@ -21,6 +21,7 @@ LAYERS = [
     "text",
     "movielens",
     "envs",
+    "domain",
     "columns",
     "manifest",
     "storage",

@@ -85,9 +85,9 @@ class Freeze:
         if self.json:
             print_json(counts)
         else:
-            pairs = "(query, prompt)" if table.complete else "(query, prompt) visited"
+            what = "(query, prompt)" if table.complete else "(query, prompt) visited"
             print(
-                f"{self.out}: {counts['sentences']:,} sentences, {table.samples} of each {pairs}, "
+                f"{self.out}: {counts['sentences']:,} sentences, {table.samples} of each {what}, "
                 f"{len(table.queries):,} queries, {len(table.prompts):,} prompts"
             )
 

@@ -60,12 +60,16 @@ COMMANDS = {
     "import": Entry("agents.cli.importing", "Import", "make a log of a Parquet, CSV or JSON-lines file"),
     "inspect": Entry("agents.cli.inspecting", "Inspect", "say what a log holds, what is odd, and what it allows"),
     "render": Entry("agents.cli.render", "Render", "show rounds of a log as text"),
+    "generate": Entry("agents.cli.generate", "Generate", "fill a store with the sentences that rounds will need"),
     "freeze": Entry("agents.cli.freeze", "Freeze", "export frozen sentences, which are replayed without a model"),
     "sentences": Entry("agents.cli.sentences", "Sentences", "say what a store of sentences holds, or show some"),
     "methods": Entry("agents.cli.methods", "Methods", "list learners and estimators, or the settings of one"),
     "learn": Entry("agents.cli.learn", "Learn", "learn a policy from a log"),
     "evaluate": Entry("agents.cli.evaluate", "Evaluate", "estimate a policy's value from a log"),
     "build-assets": Entry("offprompts_env.cli", "BuildAssets", "build an asset bundle from raw MovieLens files"),
+    "build-domain": Entry(
+        "offprompts_env.domain.cli", "BuildDomain", "build a bundle from your own items, reactions and prompts"
+    ),
     "card": Entry("offprompts_env.cli", "Card", "print the model card of a bundle"),
 }
 
@@ -131,9 +135,7 @@ def _parsed(name: str, words: list[str]) -> Command:
 
     entry = COMMANDS[name]
     kind = getattr(importlib.import_module(entry.module), entry.name)
-    command: Command = tyro.cli(
-        kind, prog=f"offprompts {name}", args=words, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    )
+    command: Command = tyro.cli(kind, prog=f"offprompts {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
     return command
 
 

@@ -397,7 +397,8 @@ class MovieLensConfig(Config):
         return CausalLM(shipped.model, shipped.tokenizer, decoding=decoding, batch_size=self.batch_size)
 
     def _formatter(self, bundle: Bundle) -> PromptFormatter:
-        usual = bundle.formatter if self.language_model is None and self.server is None else INSTRUCTION
+        own = self.language_model is not None or self.server is not None
+        usual = INSTRUCTION if own and bundle.info.domain == "movies" else bundle.formatter
         return PromptFormatter(
             usual.template if self.template is None else self.template,
             usual.template_without_prompt if self.template_without_prompt is None else self.template_without_prompt,

@@ -29,6 +29,9 @@ from offprompts_env.types import Contexts, FloatArray, Outputs
 #: Series of the reference sentences in a store.
 NO_PROMPT_SERIES = "no prompt"
 
+# Queries of known references that are encoded together.
+_BLOCK = 16
+
 
 @runtime_checkable
 class LikeModel(Protocol):
@@ -129,6 +132,16 @@ class UnpromptedSentences:
         self._sentences = {
             query: tuple(sentences[:n_samples]) for query, sentences in known.items() if len(sentences) >= n_samples
         }
+        listed = list(self._sentences)
+        blocks = [tuple(listed[start : start + _BLOCK]) for start in range(0, len(listed), _BLOCK)]
+        self._block_of = {query: block for block in blocks for query in block}
+
+    def block(self, query: str) -> tuple[str, ...]:
+        """Return the queries, `query` among them, whose sentences are encoded together, always the same ones.
+
+        Rounding depends on the batch, and a reward must not depend on who came before.
+        """
+        return self._block_of.get(query, (query,))
 
     def about(self, queries: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the K sentences about each query."""
@@ -221,7 +234,11 @@ class LikeReward:
 
     def _states_about(self, queries: list[str]) -> list[FloatArray]:
         missing = [query for query in queries if query not in self._reference_states]
-        for query, sentences in zip(missing, self.unprompted.about(missing), strict=True):
-            # One movie at a time: rounding depends on the batch, and a reward must not depend on who came before.
-            self._reference_states[query] = self.model.states(sentences)
+        # Asked for together, as a language model may have to write some of them.
+        self.unprompted.about(missing)
+        for block in dict.fromkeys(self.unprompted.block(query) for query in missing):
+            sentences = self.unprompted.about(block)
+            states = self.model.states([text for texts in sentences for text in texts])
+            for query, part in zip(block, np.split(states, len(block)), strict=True):
+                self._reference_states[query] = part
         return [self._reference_states[query] for query in queries]
