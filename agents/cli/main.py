@@ -48,11 +48,13 @@ class Entry:
         module: that has it.
         name: of its class.
         summary: one line.
+        prefixes: whether options of inner records begin with these records' names, as where two have one of a name.
     """
 
     module: str
     name: str
     summary: str
+    prefixes: bool = False
 
 
 COMMANDS = {
@@ -66,9 +68,9 @@ COMMANDS = {
     "methods": Entry("agents.cli.methods", "Methods", "list learners and estimators, or the settings of one"),
     "learn": Entry("agents.cli.learn", "Learn", "learn a policy from a log"),
     "evaluate": Entry("agents.cli.evaluate", "Evaluate", "estimate a policy's value from a log"),
-    "build-assets": Entry("offprompts_env.cli", "BuildAssets", "build an asset bundle from raw MovieLens files"),
+    "build-assets": Entry("offprompts_env.cli", "BuildAssets", "build an asset bundle from raw MovieLens files", True),
     "build-domain": Entry(
-        "offprompts_env.domain.cli", "BuildDomain", "build a bundle from your own items, reactions and prompts"
+        "offprompts_env.domain.cli", "BuildDomain", "build a bundle from your own items, reactions and prompts", True
     ),
     "card": Entry("offprompts_env.cli", "Card", "print the model card of a bundle"),
 }
@@ -135,7 +137,9 @@ def _parsed(name: str, words: list[str]) -> Command:
 
     entry = COMMANDS[name]
     kind = getattr(importlib.import_module(entry.module), entry.name)
-    command: Command = tyro.cli(kind, prog=f"offprompts {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
+    omitted = () if entry.prefixes else (tyro.conf.OmitArgPrefixes,)
+    config = (tyro.conf.FlagCreatePairsOff, *omitted)
+    command: Command = tyro.cli(kind, prog=f"offprompts {name}", args=words, config=config)
     return command
 
 

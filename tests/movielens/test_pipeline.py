@@ -185,7 +185,7 @@ def test_a_bundle_that_cannot_be_opened_does_not_replace_the_old_one(
     out = tmp_path / "bundle"
     shutil.copytree(built[0], out)
     before = contents(out)
-    monkeypatch.setattr(build, "_write_csv", lambda path, header, rows: path.write_text(",".join(header)))
+    monkeypatch.setattr(build, "write_csv", lambda path, header, rows: path.write_text(",".join(header)))
     with pytest.raises(BundleError, match=r"items\.csv, row 0"):
         build_assets(raw, out, CONFIG, built[1], quiet=True)
     assert contents(out) == before
