@@ -15,7 +15,7 @@ from offprompts_env.errors import ConfigError, unknown_name
 #: a log may go on under others. The number type (`dtype`) is none of them: in half precision sentences differ.
 INCIDENTAL = frozenset(
     {
-        "device", "batch_size", "sentence_store", "sentences",
+        "device", "device_map", "batch_size", "max_batch_tokens", "sentence_store", "sentences",
         "api_key_env", "concurrency", "requests_per_second", "request_timeout", "deadline", "attempts", "first_wait",
         "longest_wait", "max_bytes", "check_identity",
     }

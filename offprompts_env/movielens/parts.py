@@ -176,6 +176,8 @@ class MovieLensConfig(Config):
         device: "cpu", "cuda" or "auto".
         dtype: what models other than the bundle's compute in.
         batch_size: sentences generated at once.
+        max_batch_tokens: see :class:`~offprompts_env.text.language_model.CausalLM`.
+        device_map: spreads a `language_model` over devices; see the same class.
     """
 
     bundle: str | None = None
@@ -208,6 +210,8 @@ class MovieLensConfig(Config):
     device: str = "cpu"
     dtype: str = "auto"
     batch_size: int = 128
+    max_batch_tokens: int = 1 << 16
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -236,7 +240,7 @@ class MovieLensConfig(Config):
         for name in ("n_prompts", "output_dim", "query_dim", "prompt_dim", "cache_slots"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
-        for name in ("baseline_samples", "batch_size"):
+        for name in ("baseline_samples", "batch_size", "max_batch_tokens"):
             check_integer(name, getattr(self, name), 1)
         check_number("reward_std", self.reward_std, 0)
         check_number("reward_scale", self.reward_scale, 0, strict=True)
@@ -391,6 +395,8 @@ class MovieLensConfig(Config):
                 chat_template=self.chat_template,
                 pad_token=self.pad_token,
                 batch_size=self.batch_size,
+                max_batch_tokens=self.max_batch_tokens,
+                device_map=self.device_map,
             )
         decoding = replace(bundle.decoding, **self.decoding)
         shipped = bundle.language_model

@@ -17,7 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from offprompts_env.errors import ConfigError, DataError, ModelError
+from offprompts_env.config import check_integer
+from offprompts_env.errors import DataError, ModelError
 from offprompts_env.text.decoding import Decoding, choose
 from offprompts_env.text.loading import fingerprint_of, freeze, load_frozen, pad_id
 from offprompts_env.types import FloatArray, IntArray
@@ -84,7 +85,10 @@ class CausalLM:
         chat_template: wrap every prompt as the user's turn of the tokenizer's own chat template.
         pad_token: what fills short prompts where the tokenizer names nothing. It is masked, so any token will do; the
             end-of-sentence token is usual.
-        batch_size: rows decoded at once.
+        batch_size: rows decoded at once, at most.
+        max_batch_tokens: tokens of a batch at most, padding and continuations included; a single row may have more. It
+            bounds memory where prompts are long: a cache of 65,536 tokens is 8.6 GB for Mistral-7B in half precision.
+            Where an accelerator runs out of memory nevertheless, a batch is done in halves.
 
     Raises:
         ModelError: no pad token, or no chat template where one is asked for.
@@ -99,17 +103,19 @@ class CausalLM:
         chat_template: bool = False,
         pad_token: str | None = None,
         batch_size: int = 128,
+        max_batch_tokens: int = 1 << 16,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: expected an integer ≥ 1, got {batch_size}")
+        check_integer("batch_size", batch_size, 1)
+        check_integer("max_batch_tokens", max_batch_tokens, 1)
         if chat_template and getattr(tokenizer, "chat_template", None) is None:
             raise ModelError("chat_template: this tokenizer has none; use chat_template=False or an instruction model")
         self.model, self.tokenizer = freeze(model), tokenizer
         self.decoding = decoding if decoding is not None else Decoding()
         self.chat_template = chat_template
-        self.batch_size = batch_size
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self._pad_id = pad_id(tokenizer, pad_token)
         self._end_ids = _end_ids(model, tokenizer)
+        self._longest_stop = max((len(stop.encode()) for stop in self.decoding.stop), default=0)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._keep_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -125,6 +131,8 @@ class CausalLM:
         chat_template: bool = False,
         pad_token: str | None = None,
         batch_size: int = 128,
+        max_batch_tokens: int = 1 << 16,
+        device_map: str | None = None,
     ) -> CausalLM:
         """Load a directory or a hub id, such as the published ``mistralai/Mistral-7B-Instruct-v0.2``.
 
@@ -136,13 +144,17 @@ class CausalLM:
             chat_template: see the class.
             pad_token: see the class.
             batch_size: see the class.
+            max_batch_tokens: see the class.
+            device_map: how a model too large for one device is spread, as in ``transformers``: ``"auto"``,
+                ``"balanced"``, ``"sequential"``; takes the place of `device`.
 
         Raises:
+            MissingDependencyError: `device_map` needs accelerate, which is not installed.
             ModelError: it cannot be loaded or used; the message says what to do.
         """
         from transformers import AutoModelForCausalLM
 
-        model, tokenizer = load_frozen(AutoModelForCausalLM, source, device=device, dtype=dtype)
+        model, tokenizer = load_frozen(AutoModelForCausalLM, source, device=device, dtype=dtype, device_map=device_map)
         return cls(
             model,
             tokenizer,
@@ -150,6 +162,7 @@ class CausalLM:
             chat_template=chat_template,
             pad_token=pad_token,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
         )
 
     @cached_property
@@ -185,15 +198,34 @@ class CausalLM:
         lengths = np.array([len(ids) for ids in encoded])
         order = np.lexsort((which, lengths[which]))
         sentences = [""] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        left = self._batches(order, lengths[which])[::-1]
+        while left:
+            rows = left.pop()
             # Equal prompts are neighbours in this order.
             fresh = np.diff(which[rows], prepend=-1) != 0
             distinct = [encoded[prompt] for prompt in which[rows][fresh]]
-            tokens = self._continue(distinct, np.cumsum(fresh) - 1, uniforms[torch.from_numpy(rows)])
+            try:
+                tokens = self._continue(distinct, np.cumsum(fresh) - 1, uniforms[torch.from_numpy(rows)])
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                left += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+                continue
             for row, text in zip(rows, self._decode(tokens), strict=True):
                 sentences[row] = text
         return sentences
+
+    def _batches(self, order: IntArray, lengths: IntArray) -> list[IntArray]:
+        """Cut `order`, rows by rising length of their prompts, into batches within both bounds."""
+        batches, start = [], 0
+        while start < len(order):
+            rows = order[start : start + self.batch_size]
+            # Every row is padded to the longest, which is the last.
+            tokens = (lengths[rows] + self.decoding.max_new_tokens) * np.arange(1, len(rows) + 1)
+            fitting = max(1, int(np.searchsorted(tokens, self.max_batch_tokens, side="right")))
+            batches.append(rows[:fitting])
+            start += fitting
+        return batches
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
         if self.chat_template:
@@ -272,11 +304,17 @@ class CausalLM:
         return logits
 
     def _hit_stop(self, new: torch.Tensor, running: torch.Tensor) -> torch.Tensor:
-        """Return which running rows contain a stop string; text is needed for that, as tokens may straddle it."""
+        """Return which running rows contain a stop string; text is needed for that, as tokens may straddle it.
+
+        Rows are looked at after each token, so a stop string ends in the last one: only as many tokens are decoded as
+        it can have, one for each byte at most.
+        """
+        tail = new[running][:, -(self._longest_stop + 4) :]
+        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=True)
         hit = torch.zeros_like(running)
-        for row in running.nonzero()[:, 0].tolist():
-            text = self.tokenizer.decode(new[row], skip_special_tokens=True)
-            hit[row] = any(stop in text for stop in self.decoding.stop)
+        hit[running] = torch.tensor(
+            [any(stop in text for stop in self.decoding.stop) for text in texts], device=hit.device
+        )
         return hit
 
     def _decode(self, tokens: list[list[int]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from offprompts_env.errors import ConfigError, ModelError, unknown_name
+from offprompts_env.errors import ConfigError, ModelError, missing_dependency, unknown_name
 
 # Weights up to this size are hashed whole; of larger ones every tensor gives an evenly spaced sample.
 _HASHED_WHOLE = 256 << 20
@@ -65,7 +66,14 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dtype: str = "auto") -> tuple[Any, Any]:
+def load_frozen(
+    auto_class: Any,
+    source: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    device_map: str | None = None,
+) -> tuple[Any, Any]:
     """Return the model and the tokenizer at `source`, in evaluation mode and without gradients.
 
     Only safetensors weights are read, and no code that comes with a model is run.
@@ -75,13 +83,18 @@ def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dty
         source: a directory, or the id of a model on the hub.
         device: where it computes; see :func:`resolve_device`.
         dtype: what it computes in; see :func:`resolve_dtype`.
+        device_map: how its layers are spread over devices, in place of `device`; needs accelerate.
 
     Raises:
+        MissingDependencyError: accelerate is needed and not installed.
         ModelError: there is no such model, or it cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    place = resolve_device(device)
+    place = resolve_device(device if device_map is None else "auto")
+    spread = {} if device_map is None else {"device_map": device_map}
+    if spread and importlib.util.find_spec("accelerate") is None:
+        raise missing_dependency("accelerate", "accelerate", "device_map")
     number_type = resolve_dtype(dtype, place)
     local = Path(source).expanduser()
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~", "\\"))
@@ -94,7 +107,12 @@ def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dty
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local.is_dir())
         with quiet_loading():
             model = auto_class.from_pretrained(
-                name, config=config, dtype=number_type, local_files_only=local.is_dir(), use_safetensors=True
+                name,
+                config=config,
+                dtype=number_type,
+                local_files_only=local.is_dir(),
+                use_safetensors=True,
+                **spread,
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = (
@@ -105,7 +123,7 @@ def load_frozen(auto_class: Any, source: str | Path, *, device: str = "cpu", dty
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model: cannot load {name!r}: {where} ({reason})") from error
-    return freeze(model.to(place)), tokenizer
+    return freeze(model if spread else model.to(place)), tokenizer
 
 
 def freeze(model: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from offprompts_env.errors import ConfigError, DataError, ModelError, NumericalError
+from offprompts_env.errors import ConfigError, DataError, MissingDependencyError, ModelError, NumericalError
 from offprompts_env.text.decoding import Decoding, choose, truncated_weights
 from offprompts_env.text.language_model import CausalLM, LanguageModel, row_uniforms
 from tests import tiny_models
@@ -132,6 +132,70 @@ def test_stop_string_cuts_before_it(tokens):
     cut = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=16, stop=(stop,))).generate(["w1 w2"] * 8, rng())
     assert cut == [text.split(stop)[0].strip() for text in free]
     assert cut[0] != free[0]
+
+
+@pytest.mark.parametrize("stop", [("w9 w3",), ("3", "w9"), ("w1w", "never"), (" w4 w5",)])
+def test_stop_strings_that_straddle_tokens_stop_at_the_first(model, tokens, stop):
+    free = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=24))
+    stopped = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=24, stop=stop))
+    prompts = [f"w{i} w{i + 1}" for i in range(40)]
+    cut = free.generate(prompts, rng(3))
+    for text in stop:
+        cut = [sentence.split(text, 1)[0].strip() for sentence in cut]
+    assert stopped.generate(prompts, rng(3)) == cut
+
+
+def test_a_budget_of_tokens_changes_no_sentence(model, tokens):
+    prompts = [" ".join(f"w{(i * j) % 40}" for j in range(1 + 5 * (i % 4))) for i in range(30)]
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8))
+    small = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8), max_batch_tokens=60)
+    widths: list[tuple[int, int]] = []
+    carry_on = small._continue
+
+    def watched(distinct, which, uniforms):
+        widths.append((len(which), max(map(len, distinct)) + 8))
+        return carry_on(distinct, which, uniforms)
+
+    small._continue = watched
+    assert small.generate(prompts, rng()) == lm.generate(prompts, rng())
+    assert all(rows == 1 or rows * width <= 60 for rows, width in widths)
+    assert max(rows for rows, _ in widths) > 3
+    assert sum(rows for rows, _ in widths) == 30
+    alone = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8), max_batch_tokens=1)
+    assert alone.generate(prompts, rng()) == lm.generate(prompts, rng())
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_done_in_halves(model, tokens, monkeypatch):
+    prompts = [f"w{i} w{i % 7}" for i in range(20)]
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8))
+    expected = lm.generate(prompts, rng())
+    carry_on, tried = lm._continue, []
+
+    def tight(distinct, which, uniforms):
+        tried.append(len(which))
+        if len(which) > most:
+            raise torch.OutOfMemoryError("no room")
+        return carry_on(distinct, which, uniforms)
+
+    monkeypatch.setattr(lm, "_continue", tight)
+    most = 6
+    assert lm.generate(prompts, rng()) == expected
+    assert tried == [20, 10, 5, 5, 10, 5, 5]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        lm.generate(prompts, rng())
+
+
+def test_device_map(tmp_path, tokens, monkeypatch):
+    tiny_models.llama().save_pretrained(tmp_path)
+    tokens.save_pretrained(tmp_path)
+    plain = CausalLM.from_pretrained(tmp_path)
+    spread = CausalLM.from_pretrained(tmp_path, device_map="auto")
+    assert spread.fingerprint == plain.fingerprint
+    assert spread.generate(EQUAL_LENGTH, rng()) == plain.generate(EQUAL_LENGTH, rng())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"device_map needs .*offprompts-env\[accelerate\]"):
+        CausalLM.from_pretrained(tmp_path, device_map="auto")
 
 
 def test_end_tokens_come_from_the_generation_settings(tokens):
