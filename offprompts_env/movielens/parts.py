@@ -31,6 +31,7 @@ from offprompts_env.text.loading import DTYPES
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
 from offprompts_env.text.served import ServedLM, Server, is_url
 from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.vllm import VLLMModel
 from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
 
 SimulatorName = Literal["distilbert", "collaborative"]
@@ -44,9 +45,12 @@ INSTRUCTION = PromptFormatter(
 )
 
 
+# How a language model in vLLM's offline engine is named.
+_VLLM = "vllm:"
+
 # Settings of how sentences are written, which frozen ones leave no room for.
 _WRITING = (
-    "keywords", "language_model", "server", "template", "template_without_prompt", "chat_template", "pad_token",
+    "keywords", "language_model", "server", "vllm", "template", "template_without_prompt", "chat_template", "pad_token",
     "decoding", "sentence_encoder", "query_encoder", "prompt_encoder", "output_dim", "query_dim", "prompt_dim",
     "cache_slots", "sentence_store",
 )  # fmt: skip
@@ -139,10 +143,11 @@ class MovieLensConfig(Config):
         keywords: your own prompts in place of the bundle's keywords.
         language_model: directory or hub id of a causal LM in place of the bundle's; the published choice is
             "mistralai/Mistral-7B-Instruct-v0.2". Or the address of a server that speaks the OpenAI protocol, such as
-            "http://127.0.0.1:8000/v1".
+            "http://127.0.0.1:8000/v1". Or "vllm:" and a directory or hub id, for vLLM's offline engine.
         server: settings of :class:`~offprompts_env.text.served.Server`, at least the model's name there:
             ``{"model": name}``. Without an address in `language_model` it is that in the environment variable
             ``OPENAI_BASE_URL``, which a log does not record, so that the server may move.
+        vllm: arguments of ``vllm.LLM`` for such a model; see :class:`~offprompts_env.text.vllm.VLLMModel`.
         template: what it is asked, with ``{query}`` and ``{prompt}``; None for the bundle's, or for another language
             model :data:`INSTRUCTION`.
         template_without_prompt: the same with ``{query}`` only.
@@ -185,6 +190,7 @@ class MovieLensConfig(Config):
     keywords: tuple[str, ...] | None = None
     language_model: str | None = None
     server: Mapping[str, Any] | None = None
+    vllm: Mapping[str, Any] | None = None
     template: str | None = None
     template_without_prompt: str | None = None
     chat_template: bool = False
@@ -253,6 +259,11 @@ class MovieLensConfig(Config):
         for name in ("template", "template_without_prompt", "pad_token"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name}: expected text or None, got {getattr(self, name)!r}")
+        if self.vllm is not None and not (self.language_model or "").startswith(_VLLM):
+            raise ConfigError(
+                "vllm: expected language_model='vllm:' and a directory or hub id beside it, got "
+                f"{self.language_model!r}; set it, or leave vllm out"
+            )
         self._check_frozen()
         own = self._server() is not None or self.language_model is not None
         if not own and (self.chat_template or self.pad_token is not None):
@@ -386,6 +397,13 @@ class MovieLensConfig(Config):
         server = self._server()
         if server is not None:
             return ServedLM(server, Decoding.from_mapping(self.decoding))
+        if self.language_model is not None and self.language_model.startswith(_VLLM):
+            return VLLMModel(
+                self.language_model.removeprefix(_VLLM),
+                Decoding.from_mapping(self.decoding),
+                chat_template=self.chat_template,
+                engine=self.vllm,
+            )
         if self.language_model is not None:
             return CausalLM.from_pretrained(
                 self.language_model,

@@ -25,6 +25,9 @@ from offprompts_env.types import FloatArray, IntArray
 
 Randomness = np.random.Generator | Sequence[np.random.Generator]
 
+#: Seeds are below this: they fit into 31 bits, which every server takes, and every JSON reader on the way.
+SEEDS = 2**31 - 1
+
 # A batch is compacted when at most this share of its rows still runs: copying the cache costs about half a step.
 _COMPACT_BELOW = 0.75
 
@@ -66,6 +69,20 @@ def row_uniforms(rng: Randomness, n: int, width: int) -> FloatArray:
     for row, generator in enumerate(rng):
         generator.random(out=uniforms[row], dtype=np.float32)
     return uniforms
+
+
+def row_seeds(rng: Randomness, n: int) -> list[int]:
+    """Return the seeds of n requests: number i depends on `rng` and i only.
+
+    Raises:
+        DataError: a sequence of generators of another length than n.
+    """
+    if isinstance(rng, np.random.Generator):
+        seeds: list[int] = rng.integers(SEEDS, size=n).tolist()
+        return seeds
+    if len(rng) != n:
+        raise DataError(f"rng: expected one generator, or {n}, one a prompt, got {len(rng)}")
+    return [int(generator.integers(SEEDS)) for generator in rng]
 
 
 class CausalLM:

@@ -16,7 +16,7 @@ import numpy as np
 
 from offprompts_env.errors import DataError, ModelError, ServerError
 from offprompts_env.text.decoding import Decoding
-from offprompts_env.text.language_model import Randomness
+from offprompts_env.text.language_model import SEEDS, Randomness, row_seeds
 from offprompts_env.text.served.background import Background
 from offprompts_env.text.served.connection import FIRST_ATTEMPTS, Connection
 from offprompts_env.text.served.protocol import (
@@ -29,9 +29,6 @@ from offprompts_env.text.served.protocol import (
 )
 from offprompts_env.text.served.report import Report
 from offprompts_env.text.served.settings import Server
-
-# Seeds fit into 31 bits: every server takes those, and every JSON reader on the way.
-_SEEDS = 2**31 - 1
 
 # Empty answers to one request before another seed is tried.
 _SAME_SEED = 3
@@ -210,7 +207,7 @@ class ServedLM:
         prompt, seed = job
         # An empty answer that comes again and again is the model's own with this seed.
         if seed is not None and blank > _SAME_SEED:
-            seed = int(np.random.SeedSequence([seed, blank]).generate_state(1)[0]) % _SEEDS
+            seed = int(np.random.SeedSequence([seed, blank]).generate_state(1)[0]) % SEEDS
         return request_body(self._fixed, self.server.chat, prompt, seed)
 
     def _read(self, raw: bytes) -> Answer:
@@ -255,17 +252,3 @@ class ServedLM:
                 f"with {name} {first!r}, got {now!r}; the sentences of this call are dropped, as nobody knows which "
                 "model wrote them. Serve the first one again, or begin a new recording with a new model object"
             )
-
-
-def row_seeds(rng: Randomness, n: int) -> list[int]:
-    """Return the seeds of n requests: number i depends on `rng` and i only.
-
-    Raises:
-        DataError: a sequence of generators of another length than n.
-    """
-    if isinstance(rng, np.random.Generator):
-        seeds: list[int] = rng.integers(_SEEDS, size=n).tolist()
-        return seeds
-    if len(rng) != n:
-        raise DataError(f"rng: expected one generator, or {n}, one a prompt, got {len(rng)}")
-    return [int(generator.integers(_SEEDS)) for generator in rng]
