@@ -12,7 +12,7 @@ import pytest
 from agents.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ("your-own-log.md", "your-own-domain.md")
+GUIDES = ("your-own-log.md", "your-own-domain.md", "your-own-model.md")
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:

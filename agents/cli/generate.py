@@ -102,6 +102,7 @@ class Generate:
         make = EnvironmentOutputs(self.env_id, settings)
         outputs = make()
         queries, requests = self._needs(simulator, outputs)
+        store.describe(outputs.fingerprint, {"model": settings.get("language_model", "the bundle's model")})
         planned = plan(
             outputs, requests, store, samples=self.samples, seed=self.seed, shard_size=self.shard_size
         )  # fmt: skip
@@ -178,7 +179,9 @@ class Generate:
         )
         if "seconds" in counts:
             cost = f", at a cost of about {counts['cost']:,.2f}" if "cost" in counts else ""
-            print(f"about {counts['seconds'] / 60:,.1f} min with {self.workers} workers{cost}")
+            minutes = counts["seconds"] / 60
+            took = f"{minutes:,.1f} min" if minutes >= 2 else f"{counts['seconds']:.1f} s"
+            print(f"about {took}, workers: {self.workers}{cost}")
 
     def _say_report(self, report: BulkReport) -> None:
         if self.json:
