@@ -20,6 +20,8 @@ FORMAT = "offprompts-log"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.safetensors"
+# Begins the line of the notes about a served model.
+_SERVED = "served model: "
 _SHARD = re.compile(r"shard-\d{6,}\.parquet")
 
 
@@ -96,6 +98,16 @@ class Manifest:
         """Provenance; seed and versions are those of the first recording."""
         first = self.recordings[0]
         return LogMetadata(self.env_id, dict(self.env_config), first.seed, dict(first.versions), self.notes)
+
+
+def served_note(said: Mapping[str, Any]) -> str:
+    """Return the line of a log's notes that keeps what a server said of the model that wrote its sentences."""
+    return _SERVED + json.dumps(dict(said), sort_keys=True)
+
+
+def served_in(notes: str) -> str | None:
+    """Return what :func:`served_note` kept in `notes`, None where there is no such line."""
+    return next((line.removeprefix(_SERVED) for line in notes.splitlines() if line.startswith(_SERVED)), None)
 
 
 def find_manifest(root: Path, *, warn: bool = True) -> Manifest | None:

@@ -24,6 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from offprompts_env.columns import make_dataset
 from offprompts_env.errors import ConfigError, PropensityError, ResetNeededError, StorageError
+from offprompts_env.manifest import served_note
 from offprompts_env.sampling import check_policy, chosen_probabilities
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
@@ -105,8 +106,10 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
             "wrapper that changes them"
         )
     env_id = None if env.spec is None else env.spec.id
-    notes = "" if simulators[0].reproducible else "not reproducible: its language model does not keep to seeds"
-    return prompts, LogMetadata(env_id, config, seed, package_versions(), notes)
+    notes = [] if simulators[0].reproducible else ["not reproducible: its language model does not keep to seeds"]
+    if served := simulators[0].served_by:
+        notes.append(served_note(served))
+    return prompts, LogMetadata(env_id, config, seed, package_versions(), "\n".join(notes))
 
 
 def layers(env: Any) -> Iterator[Any]:

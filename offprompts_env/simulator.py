@@ -8,8 +8,9 @@ of outputs, and observation noise is added around the mean in :meth:`RewardNoise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -278,6 +279,12 @@ class Simulator:
     def reproducible(self) -> bool:
         """Whether the same seed gives the same rounds; not where sentences come from a server that ignores seeds."""
         return bool(getattr(self.outputs, "reproducible", True))
+
+    @property
+    def served_by(self) -> Mapping[str, Any]:
+        """What a server says of the language model behind it; empty for one in process, or none."""
+        found: Mapping[str, Any] = getattr(self.outputs, "served_by", {})
+        return found
 
     @property
     def exact(self) -> bool:

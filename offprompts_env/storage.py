@@ -54,6 +54,7 @@ from offprompts_env.manifest import (
     read_bytes,
     remove_files,
     remove_log,
+    served_in,
     shard_name,
     unlock,
     write_atomic,
@@ -250,6 +251,12 @@ class ShardWriter:
                     f"{self.path}: cannot append, expected {name} {expected} as recorded, got {actual}; "
                     "record into another directory"
                 )
+        first, now = served_in(existing.notes), served_in(metadata.notes)
+        if first is not None and now is not None and first != now:
+            raise DataError(
+                f"{self.path}: cannot append, expected the model that the server had when the log was begun, {first}, "
+                f"got {now} under the same name; serve the first one again, or record into another directory"
+            )
         # Better now than after hours of recording into a log that cannot be read.
         for shard in existing.shards:
             file = self.path / shard.file

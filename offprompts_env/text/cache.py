@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -128,6 +129,12 @@ class SampleTable:
     def reproducible(self) -> bool:
         """As what writes the sentences."""
         return bool(getattr(self.outputs, "reproducible", True))
+
+    @property
+    def served_by(self) -> Mapping[str, Any]:
+        """As what writes the sentences."""
+        found: Mapping[str, Any] = getattr(self.outputs, "served_by", {})
+        return found
 
     def __len__(self) -> int:
         """Number of sentences kept."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -119,6 +119,12 @@ class PromptedLM:
     def reproducible(self) -> bool:
         """Whether the same random numbers give the same sentences, as a model says that cannot promise it."""
         return bool(getattr(self.language_model, "reproducible", True))
+
+    @property
+    def served_by(self) -> Mapping[str, Any]:
+        """What a server says of the model that answers there; empty for a model in process."""
+        identify = getattr(self.language_model, "identify", None)
+        return {} if identify is None else identify()
 
     def requests(self, contexts: Contexts, actions: IntArray) -> list[str]:
         """Return the full request of each round.

@@ -160,6 +160,29 @@ def test_a_model_swapped_under_its_name_is_not_mixed_in(bundle, undisturbed, tmp
     same(log, undisturbed)
 
 
+def test_a_model_swapped_between_two_processes_is_not_mixed_in(bundle, undisturbed, tmp_path, monkeypatch):
+    with FakeModel() as first:
+        monkeypatch.setenv("OPENAI_BASE_URL", first.url)
+        record(make(bundle, None), 250, tmp_path / "log")
+    with FakeModel(root="/weights/b") as second:
+        monkeypatch.setenv("OPENAI_BASE_URL", second.url)
+        with pytest.raises(DataError, match=r"cannot append, expected the model .*/weights/a.* got .*/weights/b"):
+            record(make(bundle, None), 500, tmp_path / "log", mode="append")
+        # Who does not want to know is not told.
+        unchecked = PATIENT | {"check_identity": False}
+        assert len(record(make(bundle, None, unchecked), 500, tmp_path / "log", mode="append")) == 500
+    same(op.LoggedDataset.load(tmp_path / "log").take(slice(0, 250)), undisturbed)
+
+
+def test_a_log_goes_on_with_more_patience(bundle, undisturbed, tmp_path, monkeypatch):
+    with FakeModel() as model:
+        monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+        record(make(bundle, None, HASTY), 250, tmp_path / "log")
+        same(record(make(bundle, None, PATIENT), 500, tmp_path / "log", mode="append"), undisturbed)
+        with pytest.raises(DataError, match="environment config"):
+            record(make(bundle, None, PATIENT | {"extra": {"top_k": 5}}), 750, tmp_path / "log", mode="append")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_fault_alone_is_survived(kind):
     prompts = [f"w{i} asks" for i in range(60)]
@@ -195,4 +218,6 @@ def test_an_environment_says_whether_its_model_keeps_to_seeds(bundle, tmp_path, 
         assert env.unwrapped.spec.nondeterministic is not keeps
         assert gym.spec("OffPrompts-MovieLens-v0").nondeterministic is False
         log = record(env, 4, tmp_path / "log")
-    assert log.metadata.notes == ("" if keeps else "not reproducible: its language model does not keep to seeds")
+    said = '{"id": "fake", "owned_by": "tests", "root": "/weights/a"}'
+    lines = [] if keeps else ["not reproducible: its language model does not keep to seeds"]
+    assert log.metadata.notes.splitlines() == [*lines, f"served model: {said}"]

@@ -103,6 +103,20 @@ class ServedLM:
         """What the server has said so far about the model that answers; empty before the first sentence."""
         return (self._listed or {}) | self._writer
 
+    def identify(self) -> dict[str, Any]:
+        """Return what the server lists under the model's name; it is asked once.
+
+        Empty where it does not say, does not answer now, or is not to be checked.
+        """
+        if self._listed is None and self.server.check_identity:
+            connection, background = self._connected()
+            try:
+                background.run(self._identify(connection, min(FIRST_ATTEMPTS, self.server.attempts)))
+            except Refusal:
+                # Whoever asks for a sentence next is told why.
+                return {}
+        return dict(self._listed or {})
+
     def close(self) -> None:
         """Close all connections; the next call of :meth:`generate` opens new ones."""
         if self._background is not None:
