@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: help demo test lint slow speed bench wheel clean
+.PHONY: help demo test lint slow speed bench published wheel clean
 
 help:
 	@echo "make demo   record, learn offline, compare: on the embedded MovieLens bundle (ARGS=--synthetic: on vectors)"
@@ -41,6 +41,12 @@ speed: $(STAMP)
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(or $(ARGS),list)
+
+# The published full-LLM experiment; RAW is a folder with MovieLens-10M, BUILD more options of build-assets.
+published: $(STAMP)
+	$(BIN)/offprompts build-assets --published --raw $(RAW) --out $(or $(BUNDLE),published-bundle) $(BUILD)
+	$(BIN)/python -m benchmarks run movielens --bundle $(or $(BUNDLE),published-bundle) --out $(or $(OUT),runs/published) --workers 1 $(ARGS)
+	$(BIN)/python -m benchmarks report --out $(or $(OUT),runs/published)
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

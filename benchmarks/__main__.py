@@ -26,6 +26,7 @@ from benchmarks.running import PACKAGE, Plan, plan, run_all, tasks_of
 from benchmarks.settings import failures
 from benchmarks.sweeps import SWEEPS, select
 from offprompts_env.errors import ConfigError, MissingDependencyError, OffPromptsError
+from offprompts_env.movielens.bundle import Bundle
 
 ROOMS = (figures, report, published, failures, leaderboard)
 """Modules with commands of their own."""
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--worlds", type=int, help="number of worlds")
         command.add_argument("--agent", metavar="MODULE:FUNCTION", help="a learner or agent of your own")
         command.add_argument("--name", default="own", help="its name (default: own)")
+        command.add_argument("--bundle", type=Path, help="assets for the sweeps on text (default: the embedded ones)")
     running.add_argument("--out", type=Path, help="folder of the results (default: runs, with --quick runs/quick)")
     running.add_argument("--engine", choices=("joblib", "ray", "dask"), default="joblib",
                          help="what runs tasks: processes here, or a cluster (default: joblib)")  # fmt: skip
@@ -89,8 +91,12 @@ def _selected(chosen: argparse.Namespace) -> list[Run]:
         raise ConfigError(
             f"--name: expected letters, digits and any of . + @ - _, got {chosen.name!r}; it is part of ids"
         )
+    bundle = None
+    if chosen.bundle is not None:
+        Bundle.open(chosen.bundle)
+        bundle = str(chosen.bundle.resolve())
     own = {chosen.name: Own.of(chosen.agent)} if chosen.agent else {}
-    return select(chosen.patterns, short=chosen.quick, worlds=chosen.worlds, own=own)
+    return select(chosen.patterns, short=chosen.quick, worlds=chosen.worlds, own=own, bundle=bundle)
 
 
 def _engine(chosen: argparse.Namespace) -> Engine:

@@ -12,6 +12,7 @@ import agents
 from benchmarks.methods import BEYOND, PAPER, Method, Own
 from benchmarks.plan import Point, Run, Sweep
 from benchmarks.settings import estimation, failures, text
+from benchmarks.settings.text import TextSetting
 from benchmarks.settings.vectors import VectorSetting
 from offprompts_env.errors import ConfigError, unknown_name
 
@@ -98,7 +99,12 @@ def with_agent(sweep: Sweep, name: str, method: Method) -> Sweep:
 
 
 def select(
-    patterns: Sequence[str], *, short: bool = False, worlds: int | None = None, own: Mapping[str, Own] | None = None
+    patterns: Sequence[str],
+    *,
+    short: bool = False,
+    worlds: int | None = None,
+    own: Mapping[str, Own] | None = None,
+    bundle: str | None = None,
 ) -> list[Run]:
     """Return the runs whose ids match one of `patterns`, in the order of the sweeps.
 
@@ -107,6 +113,7 @@ def select(
         short: take the quick forms.
         worlds: number of worlds in place of the sweep's.
         own: users' agents by name, put beside the built-in learners.
+        bundle: folder of the assets that sweeps on text take in place of the embedded ones.
 
     Raises:
         ConfigError: a pattern matches nothing.
@@ -115,6 +122,7 @@ def select(
     for sweep in SWEEPS.values():
         taken = quick(sweep) if short else sweep
         taken = taken if worlds is None else replace(taken, worlds=worlds)
+        taken = taken if bundle is None else with_bundle(taken, bundle)
         for name, method in (own or {}).items():
             taken = with_agent(taken, name, method)
         sweeps.append(taken)
@@ -126,6 +134,17 @@ def select(
             raise _nothing(pattern, [run.id for run in runs])
         chosen |= found
     return [run for run in runs if run.id in chosen]
+
+
+def with_bundle(sweep: Sweep, bundle: str) -> Sweep:
+    """Return `sweep` on the assets in the folder `bundle`, where it is on text."""
+    points = (
+        replace(point, setting=replace(point.setting, bundle=bundle))
+        if isinstance(point.setting, TextSetting)
+        else point
+        for point in sweep.points
+    )
+    return replace(sweep, points=tuple(points))
 
 
 def _nothing(pattern: str, ids: Sequence[str]) -> ConfigError:

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from offprompts_env.errors import OffPromptsError
-from offprompts_env.movielens.build import BuildConfig, build_assets, small
+from offprompts_env.movielens.build import BuildConfig, build_assets, published, small
 from offprompts_env.movielens.bundle import Bundle
 
 
@@ -33,11 +33,14 @@ class BuildAssets:
     """Show no progress (it is never shown where standard error is not a terminal)."""
     tiny: bool = False
     """Tiny models and few steps, to try the pipeline out in seconds; the bundle will be poor."""
+    published: bool = False
+    """Settings of the published experiment: Mistral-7B-Instruct-v0.2 and distilbert-base-uncased, for MovieLens-10M."""
     config: Annotated[BuildConfig, tyro.conf.arg(name="")] = field(default_factory=BuildConfig)
 
     def run(self) -> None:
         """Run the command."""
         config = small(self.config) if self.tiny else self.config
+        config = published(config) if self.published else config
         print(build_assets(self.raw, self.out, config, self.work, quiet=True if self.quiet else None))
 
 

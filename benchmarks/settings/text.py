@@ -175,7 +175,8 @@ class CountedOutputs:
 # Kept as long as a process lives: loading takes seconds.
 @lru_cache(maxsize=2)
 def _opened(prompts: int | None, bundle: str | None) -> gym.Env[Any, Any]:
-    given = {"n_prompts": prompts, "bundle": bundle}
+    # Models of one's own may need an accelerator; the embedded ones are small, and their rows are of the CPU.
+    given = {"n_prompts": prompts, "bundle": bundle, "device": None if bundle is None else "auto"}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return gym.make(_DEMO.env_id, **settings)
 

@@ -53,11 +53,13 @@ from offprompts_env.movielens.pipeline.stages import Stages, digest, locked, one
 from offprompts_env.movielens.raw import read_movielens
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
 from offprompts_env.rng import integer_seed, stream
+from offprompts_env.text.cache import sample_generator
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
 from offprompts_env.text.loading import quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
+from offprompts_env.text.store import SentenceStore
 
 #: What an existing language model is asked by default.
 FOREIGN_TEMPLATE = "Describe the movie '{query}' in one sentence without naming it.\nDescription:"
@@ -77,7 +79,10 @@ class BuildConfig:
     None trains small ones. ``template``, ``template_with_keyword``: what the LM is asked; None means the small
     model's own or, for an existing LM, a sentence in English. ``sentences_per_movie`` are sampled for training the
     simulator. ``dim_sentence``, ``dim_query``, ``dim_prompt``: principal components kept. ``splits``: held-out splits.
-    ``device``: where existing models compute; small ones train on the CPU, in one thread.
+    ``device``: where existing models compute; small ones train on the CPU, in one thread. ``dtype``, ``chat_template``,
+    ``pad_token``, ``device_map``, ``batch_size``, ``max_batch_tokens``: of an existing LM, see
+    :class:`~offprompts_env.text.language_model.CausalLM`. ``copy_lm``: whether the bundle holds a copy of an existing
+    LM, or only names it, which is right for many gigabytes.
     """
 
     seed: int = 0
@@ -86,6 +91,13 @@ class BuildConfig:
     template: str | None = None
     template_with_keyword: str | None = None
     device: str = "cpu"
+    dtype: str = "auto"
+    chat_template: bool = False
+    pad_token: str | None = None
+    device_map: str | None = None
+    batch_size: int = 128
+    max_batch_tokens: int = 1 << 16
+    copy_lm: bool = True
     filter: FilterConfig = field(default_factory=FilterConfig)
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     simulator: reward.SimulatorConfig = field(default_factory=reward.SimulatorConfig)
@@ -158,7 +170,9 @@ class _Build:
         """Train the small language model, or name the existing one."""
         config = self.config
         if config.lm is not None:
-            self.stages.keys["language-model"] = digest((config.lm, config.decoding, self.formatter))
+            self.stages.keys["language-model"] = digest(
+                (config.lm, config.decoding, self.formatter, config.dtype, config.chat_template, config.pad_token)
+            )
             return config.lm
 
         def make(folder: Path) -> None:
@@ -170,10 +184,21 @@ class _Build:
 
     def lm(self) -> CausalLM:
         """Load the language model with the configured decoding."""
-        return CausalLM.from_pretrained(self.language_model(), decoding=self.config.decoding, device=self.config.device)
+        config = self.config
+        return CausalLM.from_pretrained(
+            self.language_model(),
+            decoding=config.decoding,
+            device=config.device,
+            dtype=config.dtype,
+            chat_template=config.chat_template,
+            pad_token=config.pad_token,
+            device_map=config.device_map,
+            batch_size=config.batch_size,
+            max_batch_tokens=config.max_batch_tokens,
+        )
 
     def sentences(self) -> list[list[str]]:
-        """Sample `sentences_per_movie` sentences about every movie."""
+        """Sample `sentences_per_movie` sentences about every movie; within the stage, what is written stays written."""
         config = self.config
         self.language_model()
 
@@ -181,13 +206,12 @@ class _Build:
             lm = self.lm()
             told: list[list[str]] = []
             movies = self.benchmark.movies
-            rng = stream(config.seed, "sentences")
             starts = range(0, len(movies), _CHUNK)
-            with self.stages.progress("sentences", len(starts)) as step:
+            store = SentenceStore(self.stages.work / "sentences.db")
+            with self.stages.progress("sentences", len(starts)) as step, store:
                 for start in starts:
                     chunk = movies[start : start + _CHUNK]
-                    asked = [self.formatter.ask(m.title) for m in chunk for _ in range(config.sentences_per_movie)]
-                    texts = lm.generate(asked, rng)
+                    texts = self._told(lm, store, [movie.title for movie in chunk])
                     told += [
                         texts[i : i + config.sentences_per_movie]
                         for i in range(0, len(texts), config.sentences_per_movie)
@@ -199,6 +223,18 @@ class _Build:
         path = self.stages.folder("sentences", ("language-model", "filter"), settings, make)
         told: list[list[str]] = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
         return told
+
+    def _told(self, lm: CausalLM, store: SentenceStore, titles: Sequence[str]) -> list[str]:
+        """Return `sentences_per_movie` sentences about each title; two movies of one title are told the same."""
+        each, seed = self.config.sentences_per_movie, self.config.seed
+        asked = [self.formatter.ask(title) for title in titles for _ in range(each)]
+        samples = list(range(each)) * len(titles)
+
+        def write(rows: Sequence[int]) -> list[str]:
+            rngs = [sample_generator(lm.fingerprint, seed, samples[row], asked[row]) for row in rows]
+            return lm.generate([asked[row] for row in rows], rngs)
+
+        return store.complete(lm.fingerprint, f"build {seed}", asked, samples, write)
 
     def pretrained(self) -> LikeSimulator:
         """Return a simulator with an untrained head on the small encoder after pretraining, or on the existing one."""
@@ -336,7 +372,7 @@ class _Build:
             )
             texts = [samples[0] for samples in sentences] + steered
             PCAEncoder.fit(spoken, texts, config.dim_sentence).save(folder, "sentence", model="../simulator")
-            thought = TextEncoder(lm.model.base_model, lm.tokenizer, pooling="last")
+            thought = TextEncoder(lm.model.base_model, lm.tokenizer, pooling="last", pad_token=config.pad_token)
             titles = [movie.title for movie in movies]
             PCAEncoder.fit(thought, titles, config.dim_query, text_format=query_format).save(
                 folder, "query", model="../lm"
@@ -434,7 +470,7 @@ class _Build:
         )
         if config.lm is None:
             shutil.copytree(self.language_model(), folder / "lm")
-        else:
+        elif config.copy_lm:
             lm = self.lm()
             lm.model.save_pretrained(folder / "lm")
             lm.tokenizer.save_pretrained(folder / "lm")
@@ -461,6 +497,12 @@ class _Build:
                 template=self.formatter.template,
                 template_without_prompt=self.formatter.template_without_prompt,
                 decoding=config.decoding.to_mapping(),
+                language_model={
+                    "source": config.lm if config.lm is not None and not config.copy_lm else None,
+                    "chat_template": config.chat_template,
+                    "pad_token": config.pad_token,
+                    "dtype": config.dtype,
+                },
                 user_features=TASTE_NAMES,
                 config=settings,
             ),
@@ -512,6 +554,23 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) 
             line = io.StringIO()
             csv.writer(line, lineterminator="\r\n").writerow(row)
             file.write(line.getvalue().removesuffix("\r\n") + "\n")
+
+
+def published(config: BuildConfig) -> BuildConfig:
+    """Return `config` with the settings of the published full-LLM experiment, for MovieLens-10M.
+
+    From the paper: Mistral-7B-Instruct-v0.2, asked as a chat; a simulator on distilbert-base-uncased; ten likes and ten
+    dislikes of each user and movie. Published settings of decoding and template are not known here: those of `config`
+    stay. Another ``lm`` or ``encoder`` in `config` stays too. The bundle names the language model, and holds no copy.
+    """
+    return replace(
+        config,
+        lm=config.lm or "mistralai/Mistral-7B-Instruct-v0.2",
+        encoder=config.encoder or "distilbert-base-uncased",
+        chat_template=True,
+        copy_lm=False,
+        filter=replace(config.filter, min_user=10, min_item=10),
+    )
 
 
 def small(config: BuildConfig) -> BuildConfig:

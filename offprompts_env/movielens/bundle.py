@@ -53,6 +53,8 @@ class BundleInfo:
         template: request with ``{query}`` and ``{prompt}``.
         template_without_prompt: request with ``{query}``.
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
+        language_model: of a language model from elsewhere: ``source``, a directory or hub id where the bundle holds no
+            copy, ``chat_template``, ``pad_token``, ``dtype``.
         user_features: names of the columns of user vectors.
         config: settings of the pipeline that built it.
         domain: what its items are: "movies", or "own" for a bundle built from a user's own files.
@@ -62,6 +64,7 @@ class BundleInfo:
     template: str
     template_without_prompt: str
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    language_model: Mapping[str, Any] = field(default_factory=dict)
     user_features: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     domain: str = "movies"
@@ -275,7 +278,15 @@ class Bundle:
         """The language model with the bundle's own decoding."""
         from offprompts_env.text.language_model import CausalLM
 
-        return CausalLM.from_pretrained(self.folder("lm"), decoding=self.decoding, device=self.device)
+        said = self.info.language_model
+        return CausalLM.from_pretrained(
+            said.get("source") or self.folder("lm"),
+            decoding=self.decoding,
+            device=self.device,
+            dtype=said.get("dtype", "auto"),
+            chat_template=said.get("chat_template", False),
+            pad_token=said.get("pad_token"),
+        )
 
     @cached_property
     def simulator(self) -> LikeSimulator:
@@ -322,13 +333,15 @@ class Bundle:
         """
         from offprompts_env.text.encoder import TextEncoder
 
+        pad_token = None
         if model == "simulator":
             network, tokenizer = self.simulator.encoder, self.simulator.tokenizer
         elif model == "lm":
             network, tokenizer = self.language_model.model.base_model, self.language_model.tokenizer
+            pad_token = self.info.language_model.get("pad_token")
         else:
             raise BundleError(
                 f"bundle: expected an encoder of 'lm' or 'simulator', got {model!r}; {_remedy(self.directory)}"
             )
-        made = TextEncoder(network, tokenizer, pooling=pooling, layer=layer, max_tokens=max_tokens)
+        made = TextEncoder(network, tokenizer, pooling=pooling, layer=layer, max_tokens=max_tokens, pad_token=pad_token)
         return self._text_encoders.setdefault((model, pooling, layer, made.max_tokens), made)

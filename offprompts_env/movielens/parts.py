@@ -418,7 +418,15 @@ class MovieLensConfig(Config):
             )
         decoding = replace(bundle.decoding, **self.decoding)
         shipped = bundle.language_model
-        return CausalLM(shipped.model, shipped.tokenizer, decoding=decoding, batch_size=self.batch_size)
+        return CausalLM(
+            shipped.model,
+            shipped.tokenizer,
+            decoding=decoding,
+            chat_template=shipped.chat_template,
+            pad_token=bundle.info.language_model.get("pad_token"),
+            batch_size=self.batch_size,
+            max_batch_tokens=self.max_batch_tokens,
+        )
 
     def _formatter(self, bundle: Bundle) -> PromptFormatter:
         own = self.language_model is not None or self.server is not None

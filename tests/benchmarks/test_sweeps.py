@@ -32,6 +32,14 @@ def test_different_runs_have_different_keys() -> None:
     assert not {run.key for run in runs} & {run.key for run in select(["data_size", "noise"], short=True)}
 
 
+def test_assets_of_ones_own_are_other_runs_of_the_same_ids() -> None:
+    own, usual = (select(["movielens/prompts=all/log=0/seed=0"], bundle=bundle) for bundle in ("/assets", None))
+    assert [run.id for run in own] == [run.id for run in usual]
+    assert not {run.key for run in own} & {run.key for run in usual}
+    assert {run.point.setting.bundle for run in own} == {"/assets"}  # type: ignore[attr-defined]
+    assert {run.key for run in select(ONE_RUN, bundle="/assets")} == {run.key for run in select(ONE_RUN)}
+
+
 @pytest.mark.parametrize(
     ("pattern", "count"),
     [

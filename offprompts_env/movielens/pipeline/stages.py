@@ -14,7 +14,7 @@ import numpy as np
 from offprompts_env.errors import StorageError
 
 #: Enters every key; raise it when the code of a stage changes what the stage makes.
-VERSION = 1
+VERSION = 2
 
 
 class Stages:
