@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from offprompts_env.errors import BundleError, DimensionError
+from offprompts_env.text.loading import resolve_device
 
 Pooling = Literal["mean", "cls"]
 
@@ -137,7 +138,7 @@ class LikeSimulator(nn.Module):
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> LikeSimulator:
-        """Read what `save` wrote, in float32 on `device`.
+        """Read what `save` wrote, in float32 on `device` ("cpu", "cuda" or "auto").
 
         Raises `BundleError` if a file is missing or damaged.
         """
@@ -155,7 +156,7 @@ class LikeSimulator(nn.Module):
                 f"expected a reward simulator in {path} (encoder, tokenizer, {HEAD_CONFIG}, {HEAD_WEIGHTS}), "
                 f"but it cannot be read: {error}; build it again with 'offprompts build-assets'"
             ) from error
-        return simulator.to(device).eval()
+        return simulator.to(resolve_device(device)).eval()
 
 
 class _Head(nn.Module):

@@ -61,6 +61,11 @@ def test_the_store_may_be_named_by_the_environment(
     assert len(SentenceStore(tmp_path / "s.db")) == found.sentences
 
 
+def test_the_device_may_be_chosen_by_the_machine(bundle: str, tmp_path: Path) -> None:
+    log = recorded(bundle, tmp_path / "log", 10, device="auto")
+    assert np.isfinite(log.reward).all()
+
+
 def test_references_of_another_model_are_kept(bundle: str, tmp_path: Path) -> None:
     settings = {"language_model": str(Path(bundle) / "lm"), "decoding": {"max_new_tokens": 8}}
     recorded(bundle, tmp_path / "log", 20, sentence_store=str(tmp_path / "s.db"), **settings)
