@@ -10,6 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from offprompts_env.errors import StorageError
+
+
+def check_replaceable(out: Path, marker: str, what: str) -> None:
+    """Raise unless `out` is new, an empty folder, or `what` it is to be, which holds a file called `marker`.
+
+    Raises:
+        StorageError: it is something else, which must not be lost.
+    """
+    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"expected {out} to be {what}, an empty folder or new, and it is none; choose another path")
+
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:

@@ -35,10 +35,10 @@ import numpy as np
 
 from offprompts_env.domain.card import domain_card
 from offprompts_env.domain.tables import DomainTables, ReactionRule, read_domain
-from offprompts_env.errors import ConfigError, StorageError
-from offprompts_env.folders import replaced
+from offprompts_env.errors import ConfigError
+from offprompts_env.folders import check_replaceable, replaced
 from offprompts_env.movielens.build import NO_PROMPT_SAMPLES, play_one_round, shipped_user_vectors, write_csv
-from offprompts_env.movielens.bundle import BundleInfo, write_manifest
+from offprompts_env.movielens.bundle import MANIFEST, BundleInfo, write_manifest
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.pipeline import evaluation, reward
 from offprompts_env.movielens.pipeline.data import Benchmark, Reactions, TasteRatings
@@ -125,8 +125,7 @@ def build_domain(
         StorageError: `out` is something else than a bundle, or another build is writing it.
     """
     out = Path(out)
-    if out.exists() and not (out / "bundle.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"expected {out} to be a bundle, an empty folder or new, and it is none; choose another")
+    check_replaceable(out, MANIFEST, "a bundle")
     tables = read_domain(items, interactions, keywords, config.reactions)
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)

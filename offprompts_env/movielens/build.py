@@ -34,9 +34,9 @@ from typing import Any
 
 import numpy as np
 
-from offprompts_env.errors import ConfigError, StorageError
-from offprompts_env.folders import replaced
-from offprompts_env.movielens.bundle import Bundle, BundleInfo, write_manifest
+from offprompts_env.errors import ConfigError
+from offprompts_env.folders import check_replaceable, replaced
+from offprompts_env.movielens.bundle import MANIFEST, Bundle, BundleInfo, write_manifest
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.grammar import HEADS, NOUN_HINT, OPENERS
 from offprompts_env.movielens.lexicon import Keyword, lexicon
@@ -146,10 +146,7 @@ def build_assets(
             f"{config.sentences_per_movie}"
         )
     out = Path(out)
-    if out.exists() and not (out / "bundle.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(
-            f"expected {out} to be a bundle, an empty folder or new, and it is none; choose another path"
-        )
+    check_replaceable(out, MANIFEST, "a bundle")
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), one_thread(), quiet_loading():

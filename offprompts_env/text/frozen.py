@@ -24,7 +24,7 @@ import numpy as np
 
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
-from offprompts_env.folders import checksums, difference, replaced, sha256_of
+from offprompts_env.folders import check_replaceable, checksums, difference, replaced, sha256_of
 from offprompts_env.text.cache import sample_generator, stored_embeddings, table_series
 from offprompts_env.text.prompted import TextOutputModel, query_texts, text_column
 from offprompts_env.types import Array, Contexts, FloatArray, IntArray, Outputs, PromptSet, check_actions
@@ -357,8 +357,7 @@ def freeze(
     """
     check_integer("samples", samples, 1)
     out = Path(path)
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"frozen sentences: expected {out} to be a table, an empty folder or new; choose another")
+    check_replaceable(out, MANIFEST, "a table of frozen sentences")
     texts = query_texts(queries)
     if len(set(texts)) != len(texts):
         raise DataError(f"queries: expected each once, got {len(texts) - len(set(texts))} twice or more")
