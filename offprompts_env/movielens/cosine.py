@@ -118,7 +118,8 @@ class TasteSpace:
         if len(columns) < 2:
             raise ConfigError(
                 f"simulator: a cosine needs at least 2 features that describe users and items alike, got "
-                f"{len(columns)} of {list(wanted[:5])}; build the bundle with features of the items, or use simulator='distilbert'"
+                f"{len(columns)} of {list(wanted[:5])}; build the bundle with features of the items, or use "
+                "simulator='distilbert'"
             )
         texts = [sentences[items.titles[row]] for row in rows]
         states = bundle.reward_encoder.encode([text for samples in texts for text in samples])

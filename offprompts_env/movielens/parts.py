@@ -14,6 +14,7 @@ import numpy as np
 from offprompts_env.config import Config, check_integer, check_number, identity
 from offprompts_env.errors import ConfigError, DimensionError, unknown_name
 from offprompts_env.movielens.bundle import Bundle
+from offprompts_env.movielens.cosine import CosineLikes, EchoedPrompts, PromptCosineReward, TasteSpace
 from offprompts_env.movielens.rewards import (
     CollaborativeLikes,
     LikeModel,
@@ -34,7 +35,7 @@ from offprompts_env.text.store import SentenceStore
 from offprompts_env.text.vllm import VLLMModel
 from offprompts_env.types import Contexts, FloatArray, IntArray, PromptSet, check_prompt_texts
 
-SimulatorName = Literal["distilbert", "collaborative"]
+SimulatorName = Literal["distilbert", "collaborative", "sentence-cosine", "prompt-cosine"]
 
 # What a language model other than the bundle's is asked, where the caller has no template of their own.
 INSTRUCTION = PromptFormatter(
@@ -48,12 +49,13 @@ INSTRUCTION = PromptFormatter(
 # How a language model in vLLM's offline engine is named.
 _VLLM = "vllm:"
 
-# Settings of how sentences are written, which frozen ones leave no room for.
+# Settings of how sentences are written, and of what they are about and how all is embedded: frozen ones leave no room
+# for either.
 _WRITING = (
-    "keywords", "language_model", "server", "vllm", "template", "template_without_prompt", "chat_template", "pad_token",
-    "decoding", "sentence_encoder", "query_encoder", "prompt_encoder", "output_dim", "query_dim", "prompt_dim",
-    "cache_slots", "sentence_store",
+    "language_model", "server", "vllm", "template", "template_without_prompt", "chat_template", "pad_token", "decoding",
+    "sentence_encoder", "output_dim", "cache_slots", "sentence_store",
 )  # fmt: skip
+_EMBEDDED = ("keywords", "query_encoder", "prompt_encoder", "query_dim", "prompt_dim")
 
 
 class MovieLensContexts:
@@ -164,7 +166,10 @@ class MovieLensConfig(Config):
         output_dim: ``d_o``; None for as many components as the bundle has.
         query_dim: ``d_q``; the same.
         prompt_dim: ``d_e``; the same.
-        simulator: "distilbert", or "collaborative" for collaborative filtering.
+        simulator: "distilbert"; "collaborative" for collaborative filtering; "sentence-cosine" for the cosine between a
+            user's taste and what a sentence says; or "prompt-cosine" for that between the taste and the prompt, which
+            is then the output: no language model writes, and every expectation is exact. See
+            :mod:`offprompts_env.movielens.cosine`.
         reward_type: "continuous" or "binary".
         reward_scale: factor of a continuous reward; the published one is 10.
         reward_std: standard deviation of the noise of a continuous reward; the published one is 0.05.
@@ -265,6 +270,8 @@ class MovieLensConfig(Config):
                 f"{self.language_model!r}; set it, or leave vllm out"
             )
         self._check_frozen()
+        if self.simulator == "prompt-cosine":
+            self._check_left_out(("sentences", *_WRITING), "simulator='prompt-cosine', which writes no sentences")
         own = self._server() is not None or self.language_model is not None
         if not own and (self.chat_template or self.pad_token is not None):
             raise ConfigError("chat_template, pad_token: the bundle's model needs neither; set language_model too")
@@ -276,13 +283,7 @@ class MovieLensConfig(Config):
                     "replacement, sentences_sha256: they say something about frozen sentences; set sentences too"
                 )
             return
-        default = {f.name: f.default for f in fields(self)} | {"decoding": {}}
-        for name in _WRITING:
-            if getattr(self, name) != default[name]:
-                raise ConfigError(
-                    f"{name}: expected nothing beside frozen sentences, which are written already, got "
-                    f"{getattr(self, name)!r}; leave out either"
-                )
+        self._check_left_out((*_WRITING, *_EMBEDDED), "frozen sentences, which are written already")
         found = checksum_of(self.sentences)
         if self.sentences_sha256 not in (None, found):
             raise ConfigError(
@@ -290,6 +291,14 @@ class MovieLensConfig(Config):
                 f"{self.sentences}; pass the folder of the first one"
             )
         object.__setattr__(self, "sentences_sha256", found)
+
+    def _check_left_out(self, names: Sequence[str], beside: str) -> None:
+        default = {f.name: f.default for f in fields(self)} | {"decoding": {}}
+        for name in names:
+            if getattr(self, name) != default[name]:
+                raise ConfigError(
+                    f"{name}: expected nothing beside {beside}, got {getattr(self, name)!r}; leave out either"
+                )
 
     def _server(self) -> Server | None:
         """Return the server that is asked, None for a model in process."""
@@ -337,7 +346,7 @@ class MovieLensConfig(Config):
         if model is None:
             model = self._outputs(bundle, prompts)
         reward = self._rewards(bundle, model, table) if rewards is None else rewards
-        if isinstance(reward, LikeReward) and reward.context_dim != source.context_dim:
+        if isinstance(reward, LikeReward | PromptCosineReward) and reward.context_dim != source.context_dim:
             raise DimensionError(
                 f"rewards: the reward model reads users of dimension {reward.context_dim}, but the context source has "
                 f"{source.context_dim}; pass a reward model for these users with rewards="
@@ -361,6 +370,8 @@ class MovieLensConfig(Config):
         return MovieLensContexts(users.ids, users.vectors, items.ids[known], titles, vectors, features)
 
     def _outputs(self, bundle: Bundle, prompts: PromptSet | None) -> OutputModel:
+        if self.simulator == "prompt-cosine":
+            return EchoedPrompts(self._prompts(bundle) if prompts is None else prompts)
         sentences = [text for texts in bundle.no_prompt_sentences.values() for text in texts]
         encoder = self._encoder(bundle, "sentence", sentences)
         catalogue = self._prompts(bundle) if prompts is None else prompts
@@ -454,7 +465,17 @@ class MovieLensConfig(Config):
         )
         return PCAEncoder.fit(encoder, texts, shipped.dim if dim is None else dim)
 
-    def _rewards(self, bundle: Bundle, outputs: OutputModel, table: FrozenTable | None) -> LikeReward:
+    def _rewards(self, bundle: Bundle, outputs: OutputModel, table: FrozenTable | None) -> RewardModel:
+        if self.simulator == "prompt-cosine":
+            return PromptCosineReward(
+                TasteSpace.of_bundle(bundle),
+                bundle.users.vectors.shape[1],
+                bundle.reward_encoder,
+                carrier=bundle.encoder("prompt").text_format,
+                catalogue=[entry.text for entry in bundle.keywords],
+                kind=self.reward_type,
+                scale=self.reward_scale,
+            )
         if table is not None:
             likes = self._likes(bundle, FrozenStates(bundle.reward_encoder, table))
             model = Unwritten(table.checksum)
@@ -479,4 +500,6 @@ class MovieLensConfig(Config):
     def _likes(self, bundle: Bundle, encoder: Encoder) -> LikeModel:
         if self.simulator == "collaborative":
             return CollaborativeLikes(bundle.collaborative, encoder)
+        if self.simulator == "sentence-cosine":
+            return CosineLikes(TasteSpace.of_bundle(bundle), bundle.users.vectors.shape[1], encoder)
         return SimulatedLikes(bundle.simulator, encoder)
