@@ -17,7 +17,7 @@ import torch
 
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ConfigError, DataError, ModelError, NumericalError, StorageError, unknown_name
-from offprompts_env.text.loading import fingerprint_of, freeze, load_frozen, pad_id
+from offprompts_env.text.loading import fingerprint_of, freeze, input_device, load_frozen, pad_id
 from offprompts_env.types import FloatArray, IntArray
 
 Pooling = Literal["mean", "cls", "last"]
@@ -191,7 +191,7 @@ class TextEncoder:
 
     def _batches(self, order: IntArray, lengths: IntArray) -> list[IntArray]:
         """Cut `order`, rows by rising length, into batches within the bounds on rows, tokens and padding."""
-        idle = _PADDING_ON_CPU if self.model.device.type == "cpu" else _PADDING_ELSEWHERE
+        idle = _PADDING_ON_CPU if input_device(self.model).type == "cpu" else _PADDING_ELSEWHERE
         batches, start = [], 0
         while start < len(order):
             rows = order[start : start + self.batch_size]
@@ -206,7 +206,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _pooled(self, ids: list[list[int]]) -> torch.Tensor:
-        device = self.model.device
+        device = input_device(self.model)
         lengths = torch.tensor([len(row) for row in ids], device=device)
         width = int(lengths.max())
         padded = torch.tensor([row + [self._pad_id] * (width - len(row)) for row in ids], device=device)

@@ -126,6 +126,14 @@ def load_frozen(
     return freeze(model if spread else model.to(place)), tokenizer
 
 
+def input_device(model: Any) -> torch.device:
+    """Return the device on which token ids go in: that of the embedding, also where its weights are put aside."""
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    place = getattr(hook, "execution_device", None)
+    return embedding.weight.device if place is None else torch.device(place)
+
+
 def freeze(model: Any) -> Any:
     """Return `model` in evaluation mode with gradients off."""
     return model.eval().requires_grad_(False)
@@ -139,6 +147,11 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *settings: object) -> str:
     """
     digest = hashlib.sha256()
     state = model.state_dict()
+    if any(value.is_meta for value in state.values()):
+        # Layers that device_map put aside are read one after the other, as in a forward pass.
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(model)
     whole = sum(value.numel() * value.element_size() for value in state.values()) <= _HASHED_WHOLE
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -7,7 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers import (
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from offprompts_env.errors import ConfigError, DataError, MissingDependencyError, ModelError, NumericalError
@@ -196,6 +202,21 @@ def test_device_map(tmp_path, tokens, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"device_map needs .*offprompts-env\[accelerate\]"):
         CausalLM.from_pretrained(tmp_path, device_map="auto")
+
+
+@pytest.mark.parametrize("aside", [("model.layers.1",), ("model.embed_tokens", "model.layers.0", "lm_head")])
+def test_layers_put_aside(tmp_path, tokens, aside):
+    tiny_models.llama().save_pretrained(tmp_path / "lm")
+    tokens.save_pretrained(tmp_path / "lm")
+    parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    places = {part: "disk" if part in aside else "cpu" for part in parts}
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "lm", device_map=places, offload_folder=tmp_path / "aside")
+    assert any(parameter.is_meta for parameter in model.parameters())
+    decoding = Decoding(max_new_tokens=8)
+    lm = CausalLM(model, tokens, decoding=decoding)
+    plain = CausalLM.from_pretrained(tmp_path / "lm", decoding=decoding)
+    assert lm.generate(RAGGED, rng()) == plain.generate(RAGGED, rng())
+    assert lm.fingerprint == plain.fingerprint
 
 
 def test_end_tokens_come_from_the_generation_settings(tokens):
