@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MANIFEST = "table.json"
 
+# Files that a table is read from; each must have its checksum in the manifest.
+_FILES = ("sentences.parquet", "embeddings.npy", "queries.parquet", "prompts.parquet", "no_prompt.parquet")
+
 # Sentences asked for at once: an export that is stopped loses so many, if it has a store, and all otherwise.
 _AT_ONCE = 2048
 
@@ -95,14 +98,16 @@ class FrozenTable:
         """Read the table in the folder `path`, after checking every file.
 
         Raises:
-            StorageError: there is none, a file is missing or differs from its checksum, or the format is newer.
+            StorageError: there is none, a file is missing or differs from its checksum, files do not fit together, or
+                the format is newer.
         """
         import pyarrow.parquet as pq
 
         folder = Path(path)
         try:
             described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            version, files = described["format_version"], described["files"]
+            version, files = int(described["format_version"]), described["files"]
+            facts, pairs, samples = described["facts"], int(described["pairs"]), int(described["samples"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"frozen sentences: expected a folder with {MANIFEST} at {folder}, but {error!r}; make one with "
@@ -113,6 +118,11 @@ class FrozenTable:
                 f"frozen sentences: {folder} has format version {version}, this package reads up to {FORMAT_VERSION}; "
                 "update offprompts-env"
             )
+        if unlisted := [name for name in _FILES if name not in files]:
+            raise StorageError(
+                f"frozen sentences: expected {MANIFEST} in {folder} to list {', '.join(_FILES)}, but it lacks "
+                f"{', '.join(unlisted)}; download or export it again"
+            )
         for name, expected in files.items():
             if (found := difference(folder / name, expected)) is not None:
                 raise StorageError(f"frozen sentences: {folder / name}: {found}; download or export it again")
@@ -121,7 +131,13 @@ class FrozenTable:
         }
         queries = tuple(tables["queries"]["query"].to_pylist())
         texts = tuple(tables["prompts"]["prompt"].to_pylist())
-        pairs, samples = described["pairs"], described["samples"]
+        embeddings = np.load(folder / "embeddings.npy", allow_pickle=False)
+        rows = (len(tables["sentences"]), len(embeddings))
+        if rows != (pairs * samples,) * 2:
+            raise StorageError(
+                f"frozen sentences: expected {pairs} × {samples} sentences and embeddings in {folder}, got {rows[0]} "
+                f"and {rows[1]}; download or export it again"
+            )
         first = np.full((len(queries), len(texts)), -1, dtype=np.int64)
         place = {query: row for row, query in enumerate(queries)}
         asked = tables["sentences"]["query"].combine_chunks().to_pylist()[::samples]
@@ -137,9 +153,9 @@ class FrozenTable:
             first,
             samples,
             text_column(tables["sentences"]["sentence"].to_pylist()),
-            np.load(folder / "embeddings.npy", allow_pickle=False),
+            embeddings,
             known,
-            described["facts"],
+            facts,
             sha256_of(folder / MANIFEST),
         )
 
@@ -351,7 +367,7 @@ def freeze(
         progress: is called with sentences done and sentences in all.
 
     Raises:
-        DataError: `queries` have no texts, or a text twice.
+        DataError: `queries` have no texts, or a text twice; or no (query, prompt) is to be covered.
         DimensionError: `pairs` has another shape.
         StorageError: the folder is something else, or cannot be written.
     """
@@ -365,6 +381,10 @@ def freeze(
     covered = np.ones((len(texts), n_prompts), dtype=bool) if pairs is None else np.asarray(pairs)
     if covered.shape != (len(texts), n_prompts) or covered.dtype != bool:
         raise DimensionError(f"pairs: expected bools ({len(texts)}, {n_prompts}), got {covered.dtype} {covered.shape}")
+    if not covered.any():
+        raise DataError(
+            "pairs: expected at least one (query, prompt) to cover, got none; pass pairs=None for all of them"
+        )
     asked, chosen = (column.repeat(samples) for column in np.nonzero(covered))
     index = np.tile(np.arange(samples), len(asked) // samples)
     sentences: list[str] = []
