@@ -24,6 +24,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _APPLICATION = 0x4F505365
 
 # Keys looked up by one statement: enough to hide the cost of a statement, few enough for SQLite's 32,766 parameters.
 _AT_ONCE = 4096
+
+_DAMAGED = "It is no sentence store or is damaged: choose another path, or move it away and generate again"
 
 # How long one process waits for another's transaction, in seconds. Transactions take milliseconds.
 _PATIENCE = 60.0
@@ -255,7 +258,13 @@ class SentenceStore:
                 marks = ",".join("?" * len(some))
                 found.update(connection.execute(f"SELECT key, vector FROM embedding WHERE key IN ({marks})", some))
         held = np.fromiter((key in found for key in keys), dtype=bool, count=len(keys))
-        dim = len(next(iter(found.values()))) // 4 if found else 0
+        sizes = {len(vector) for vector in found.values()}
+        if len(sizes) > 1 or any(size % 4 for size in sizes):
+            raise StorageError(
+                f"sentence store: expected embeddings of one dimension of encoder {encoder!r} in {self.path}, found "
+                f"{sorted(sizes)} bytes. {_DAMAGED}"
+            )
+        dim = next(iter(sizes), 0) // 4
         vectors = np.zeros((len(keys), dim), dtype=np.float32)
         if found:
             stacked = b"".join(found[key] for key in keys if key in found)
@@ -299,7 +308,7 @@ class SentenceStore:
         """
         with self._reading() as connection:
             rows = connection.execute(query).fetchall()
-        return tuple(StoredModel(model, name, json.loads(facts), n, k) for model, name, facts, n, k in rows)
+            return tuple(StoredModel(model, name, json.loads(facts), n, k) for model, name, facts, n, k in rows)
 
     def rows(
         self,
@@ -412,9 +421,9 @@ class SentenceStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(
-                f"sentence store: cannot {what} {self.path}: {error}; what it held is still there. {_remedy(error)}"
-            ) from error
+            raise StorageError(f"sentence store: cannot {what} {self.path}: {error}. {_remedy(error)}") from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise StorageError(f"sentence store: cannot {what} {self.path}: {error}. {_DAMAGED}") from error
 
     def _connection(self) -> sqlite3.Connection:
         owner = os.getpid(), threading.get_ident()
@@ -437,7 +446,7 @@ class SentenceStore:
         try:
             self._check_format(connection)
             if not self.read_only:
-                connection.execute("PRAGMA journal_mode = WAL")
+                _write_ahead(connection)
                 # Safe against killed processes; a power cut may cost the last transactions, but not the file.
                 connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
@@ -446,11 +455,10 @@ class SentenceStore:
         return connection
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if empty and application == 0 and not self.read_only:
-            self._make(connection)
-            application = _APPLICATION
+        application = _application(connection)
+        if application == 0 and not self.read_only:
+            self._make_if_empty(connection)
+            application = _application(connection)
         if application != _APPLICATION:
             raise StorageError(
                 f"sentence store: expected {self.path} to be one, found another SQLite file; choose another path"
@@ -462,15 +470,33 @@ class SentenceStore:
                 f"{FORMAT_VERSION}; update offprompts-env"
             )
 
-    def _make(self, connection: sqlite3.Connection) -> None:
+    def _make_if_empty(self, connection: sqlite3.Connection) -> None:
+        # Looked at under the lock: another process may be making it right now.
         connection.execute("BEGIN IMMEDIATE")
-        # Another process may have been faster.
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
+
+
+def _application(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA application_id").fetchone()[0])
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Go over to write-ahead mode, which SQLite refuses at once, without its patience, while others hold a lock."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _reopened(path: Path, max_sentences: int | None, read_only: bool) -> SentenceStore:
@@ -506,9 +532,9 @@ def _text(data: bytes) -> str:
 def _remedy(error: sqlite3.Error) -> str:
     said = str(error)
     if "not a database" in said or "malformed" in said:
-        return "It is no sentence store or is damaged: choose another path, or move it away and generate again"
+        return _DAMAGED
     if "full" in said:
-        return "Free some space, or bound the store with max_sentences"
+        return "What it held is still there. Free some space, or bound the store with max_sentences"
     if "locked" in said:
         return f"Another process has kept it locked for {_PATIENCE:g} s: end that process"
     return "Check that the file and its folder can be read and written"

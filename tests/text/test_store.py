@@ -191,6 +191,36 @@ def test_many_processes_write_at_once(store: SentenceStore) -> None:
     assert len(store) == 300 == len(list(store.rows()))
 
 
+def _open_together(path: Path, barrier) -> None:
+    barrier.wait(60)
+    SentenceStore(path).put("m", "s", ["a"], [0], ["x"])
+
+
+def test_many_processes_make_one_store(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for trial in range(40):
+        path, barrier = tmp_path / f"{trial}.db", context.Barrier(8)
+        workers = [context.Process(target=_open_together, args=(path, barrier)) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0] * 8
+        assert len(SentenceStore(path)) == 1
+
+
+def test_damage_that_sqlite_does_not_see(store: SentenceStore) -> None:
+    store.put("m", "s", ["a"], [0], ["x"])
+    store.put_embeddings("e", ["a"], np.ones((1, 4)))
+    store.put_embeddings("e", ["b"], np.ones((1, 3)))
+    store._connection().execute("UPDATE sentence SET text = ?", (b"\xff",))
+    store._connection().execute("INSERT INTO model VALUES ('m', '{')")
+    for call in (lambda: store.get("m", "s", ["a"], [0]), lambda: list(store.rows()), store.models,
+                 lambda: store.embeddings("e", ["a", "b"])):  # fmt: skip
+        with pytest.raises(StorageError, match="damaged"):
+            call()
+
+
 def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     worker = multiprocessing.get_context("spawn").Process(target=_put_for_ever, args=(path,))
