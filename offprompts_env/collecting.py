@@ -31,10 +31,11 @@ from offprompts_env.recording import (
     package_versions,
     said_columns,
     shown_columns,
+    simulators_of,
 )
 from offprompts_env.rng import integer_seed, stream
 from offprompts_env.sampling import check_policy, sample_actions
-from offprompts_env.simulator import Simulator
+from offprompts_env.simulator import DealtOutputs, Simulator
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
     Agent,
@@ -44,6 +45,7 @@ from offprompts_env.types import (
     LoggedDataset,
     LogMetadata,
     Oracle,
+    Outputs,
     Policy,
     PromptSet,
     check_actions,
@@ -117,12 +119,14 @@ def collect(
     learn = getattr(policy, "learn", None) if hasattr(policy, "act") else None
     if path is None:
         memory = Batches()
+        _deal_anew(env)
         _record(player, act, learn, memory.append, range(n), size or _default(player, n, learn), progress)
         return concatenate(memory.parts, player.metadata)
     with ShardWriter(path, player.prompts, player.metadata, mode=mode, shard_rows=shard_rows) as writer:
         size = _agreed_size(writer, size, seed) or _default(player, n, learn)
         writer.batch_size = size
         if writer.rows < n:
+            _deal_anew(env, path, writer.rows // size * size)
             _record(player, act, learn, writer.append, range(writer.rows, n), size, progress)
         else:
             warnings.warn(
@@ -131,6 +135,21 @@ def collect(
                 stacklevel=2,
             )
     return load(path)
+
+
+def _deal_anew(env: Any, path: str | Path | None = None, rows: int = 0) -> None:
+    """Bring what `env` deals to where the first `rows` of the log in `path` leave it; see :class:`DealtOutputs`."""
+    simulators = (env,) if isinstance(env, Simulator) else simulators_of(env)[0]
+    dealt = [simulator.outputs for simulator in simulators if isinstance(simulator.outputs, DealtOutputs)]
+    for outputs in dealt:
+        outputs.restart()
+    if path is None or not (rows and dealt):
+        return
+    played = load(path)
+    for first, outputs in enumerate(dealt):
+        # Sub-environments of a vector take turns.
+        part = played.take(np.arange(first, rows, len(dealt)))
+        outputs.remember(part.contexts, part.action, Outputs(part.output, part.sentence))
 
 
 def _default(player: _Player, n: int, learn: object | None) -> int:

@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, SupportsFloat
@@ -26,6 +26,7 @@ from offprompts_env.columns import make_dataset
 from offprompts_env.errors import ConfigError, PropensityError, ResetNeededError, StorageError
 from offprompts_env.manifest import served_note
 from offprompts_env.sampling import check_policy, chosen_probabilities
+from offprompts_env.simulator import DealtOutputs, Simulator
 from offprompts_env.storage import SHARD_ROWS, Mode, ShardWriter, load
 from offprompts_env.types import (
     Array,
@@ -82,17 +83,7 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
         ConfigError: the environment has no simulator, its sub-environments have different prompts, or a wrapper changed
             what actions are.
     """
-    base = env.unwrapped
-    # Gymnasium's own vector environments hold single ones, each with a simulator of the same settings.
-    of = getattr(base, "get_attr", None) if isinstance(base, VectorEnv) else None
-    try:
-        simulators = of("simulator") if of else (base.simulator,)
-        config = of("config")[0] if of else base.config
-    except AttributeError as error:
-        raise ConfigError(
-            f"env: expected an environment of this project with a simulator and a config, got {base}; "
-            "make one with gym.make('OffPrompts-...')"
-        ) from error
+    simulators, config = simulators_of(env)
     prompts: PromptSet = simulators[0].prompts
     if any(simulator.prompts.fingerprint != prompts.fingerprint for simulator in simulators[1:]):
         raise ConfigError("env: expected sub-environments over one catalogue of prompts, got different ones")
@@ -106,10 +97,34 @@ def describe(env: Any, seed: int | None) -> tuple[PromptSet, LogMetadata]:
             "wrapper that changes them"
         )
     env_id = None if env.spec is None else env.spec.id
-    notes = [] if simulators[0].reproducible else ["not reproducible: its language model does not keep to seeds"]
+    notes = [] if simulators[0].reproducible else [_about_repeating(simulators[0])]
     if served := simulators[0].served_by:
         notes.append(served_note(served))
     return prompts, LogMetadata(env_id, config, seed, package_versions(), "\n".join(notes))
+
+
+def simulators_of(env: Any) -> tuple[Sequence[Simulator], Mapping[str, Any]]:
+    """Return the simulators of an environment of this project, several of a vector of single ones, and its config.
+
+    Raises:
+        ConfigError: the environment has no simulator.
+    """
+    base = env.unwrapped
+    # Gymnasium's own vector environments hold single ones, each with a simulator of the same settings.
+    of = getattr(base, "get_attr", None) if isinstance(base, VectorEnv) else None
+    try:
+        return (of("simulator"), of("config")[0]) if of else ((base.simulator,), base.config)
+    except AttributeError as error:
+        raise ConfigError(
+            f"env: expected an environment of this project with a simulator and a config, got {base}; "
+            "make one with gym.make('OffPrompts-...')"
+        ) from error
+
+
+def _about_repeating(simulator: Simulator) -> str:
+    if isinstance(simulator.outputs, DealtOutputs):
+        return "sentences without replacement: collect repeats such a log, reset(seed) does not"
+    return "not reproducible: its language model does not keep to seeds"
 
 
 def layers(env: Any) -> Iterator[Any]:

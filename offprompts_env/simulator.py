@@ -93,6 +93,27 @@ class EnumerableOutputs(OutputModel, Protocol):
 
 
 @runtime_checkable
+class DealtOutputs(OutputModel, Protocol):
+    """An output model whose played outputs depend on those played before, such as sentences without replacement.
+
+    Played rounds come from :meth:`deal`; learners and evaluations call ``sample``, which stays a function of its
+    arguments and leaves alone what is dealt next.
+    """
+
+    def deal(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
+        """Draw one output a round, to be played."""
+        ...
+
+    def restart(self) -> None:
+        """Forget what was dealt."""
+        ...
+
+    def remember(self, contexts: Contexts, actions: IntArray, outputs: Outputs) -> None:
+        """Take `outputs` (n) as dealt, in this order."""
+        ...
+
+
+@runtime_checkable
 class GaussianOutputs(OutputModel, Protocol):
     """An output model whose output is ``base(q) + effects[a] + Normal(0, diag(noise_std²))``."""
 
@@ -296,9 +317,15 @@ class Simulator:
     ) -> Rounds:
         """Play `actions` (n,) in `contexts`: generate, react, add noise."""
         actions = check_actions(actions, self.n_prompts, len(contexts))
-        outputs = self.outputs.sample(contexts, actions, output_rng)
+        draw = self.outputs.deal if isinstance(self.outputs, DealtOutputs) else self.outputs.sample
+        outputs = draw(contexts, actions, output_rng)
         expected = self._mean(contexts, outputs)
         return Rounds(contexts, actions, outputs, expected, self.noise.draw(expected, reward_rng))
+
+    def restart(self) -> None:
+        """Forget what was played, where the outputs depend on it (:class:`DealtOutputs`)."""
+        if isinstance(self.outputs, DealtOutputs):
+            self.outputs.restart()
 
     def _mean(self, contexts: Contexts, outputs: Outputs) -> FloatArray:
         """Return the noiseless reward, (n,), after checking what a reward model of the caller's own gave."""
@@ -362,9 +389,10 @@ class Simulator:
         """Return ``V(π) = E[r]`` under `policy`, without observation noise.
 
         Where :attr:`exact`, the term of a context is ``Σ_a π(a | x, q) E[r | x, q, a]``; otherwise an action and an
-        output are drawn in each context and the term is ``E[r | x, q, s]``. The contexts, the uniforms behind the
-        actions and the randomness of the outputs depend on `seed` only, so two policies are compared under common
-        random numbers: ``a.minus(b)`` of two estimates is their paired difference.
+        output are drawn in each context and the term is ``E[r | x, q, s]``. Where outputs can be enumerated
+        (:class:`EnumerableOutputs`) only the action is drawn, and the term is ``1/K Σ_k r(x, q, s_k)``. The contexts,
+        the uniforms behind the actions and the randomness of the outputs depend on `seed` only, so two policies are
+        compared under common random numbers: ``a.minus(b)`` of two estimates is their paired difference.
 
         Args:
             policy: any policy over this simulator's prompts.
@@ -387,8 +415,13 @@ class Simulator:
                 terms[rows] = np.einsum("na,na->n", pmf, self.expected_rewards(part))
         else:
             actions = self._common_actions(policy, contexts, seed)
-            outputs = self.outputs.sample(contexts, actions, stream(seed, "evaluation", "outputs"))
-            terms = self._mean(contexts, outputs)
+            outputs = self.outputs
+            if isinstance(outputs, EnumerableOutputs):
+                every = (outputs.outcome(contexts, actions, k) for k in range(outputs.outcomes))
+                terms = np.mean([self._mean(contexts, output) for output in every], axis=0)
+            else:
+                drawn = outputs.sample(contexts, actions, stream(seed, "evaluation", "outputs"))
+                terms = self._mean(contexts, drawn)
         return Estimate.of_mean(terms, confidence=confidence)
 
     def evaluation_contexts(self, n: int, seed: int = 0) -> Contexts:

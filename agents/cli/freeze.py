@@ -36,7 +36,7 @@ class Freeze:
     out: Path
     """Folder of the table."""
     samples: int = 4
-    """K."""
+    """K; one where the model is deterministic."""
     env: tuple[str, ...] = ()
     """Settings of the environment, as name=value."""
     log: Path | None = None
@@ -58,7 +58,7 @@ class Freeze:
         """Run the command."""
         from tqdm import tqdm
 
-        from offprompts_env.text.frozen import freeze
+        from offprompts_env.text.freezing import freeze
 
         check_integer("--samples", self.samples, 1)
         settings = read_settings(self.env, "--env")
@@ -66,7 +66,8 @@ class Freeze:
         unprompted = getattr(rewards, "unprompted", None)
         texts = query_texts(queries)
         known = None if unprompted is None else dict(zip(texts, unprompted.about(texts), strict=True))
-        facts = {"environment": self.env_id, "settings": settings} | ({"note": self.note} if self.note else {})
+        facts = {"environment": self.env_id, "settings": without_folders(settings)}
+        facts |= {"note": self.note} if self.note else {}
         store = None if self.store is None else SentenceStore(self.store)
         with tqdm(unit="sentence", disable=True if self.quiet else None) as bar:
 
@@ -102,6 +103,15 @@ class Freeze:
         queries, pairs = visited(self.log, outputs)
         queries = first_of_each(queries, self.queries)
         return outputs, simulator.rewards, queries, pairs[: len(queries)]
+
+
+def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings` with local paths cut to their last name: a table is passed on, its author's folders are not."""
+
+    def shown(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and value and Path(value).exists() else value
+
+    return {name: shown(value) for name, value in settings.items()}
 
 
 def every_query(source: Any) -> Contexts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def read_settings(words: Sequence[str], flag: str) -> dict[str, Any]:
-    """Return what ``name=value`` words say: numbers, true, false, none, tuples as ``50,50``; anything else is text.
+    """Return what ``name=value`` words say: numbers, true, false, none, tuples as ``50,50``, JSON or Python; else text.
 
     Raises:
         ConfigError: a word has no name or no ``=``, or a name comes twice.
@@ -35,10 +36,12 @@ def read_settings(words: Sequence[str], flag: str) -> dict[str, Any]:
 def _value(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    for read in (ast.literal_eval, json.loads) if text.startswith(("{", "[")) else (ast.literal_eval,):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def has_setting(configuration: object, name: str) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 import agents
 import offprompts_env as op
 from benchmarks.hot_paths.timing import Figure, seconds
-from offprompts_env.text.frozen import FrozenSentences, freeze
+from offprompts_env.text.freezing import freeze
+from offprompts_env.text.frozen import FrozenSentences
 from offprompts_env.text.store import SentenceStore
 
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from offprompts_env.config import check_integer
 from offprompts_env.errors import ModelError, missing_dependency
 from offprompts_env.text.cache import table_series
-from offprompts_env.text.frozen import frozen_sentences
+from offprompts_env.text.freezing import frozen_sentences
 from offprompts_env.text.prompted import TextOutputModel
 from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import FloatArray

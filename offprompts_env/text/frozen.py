@@ -15,7 +15,7 @@ replaying it with replacement gives, for the same random numbers, the very sente
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,25 +23,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offprompts_env.config import check_integer
-from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
-from offprompts_env.folders import check_replaceable, checksums, difference, replaced, sha256_of
-from offprompts_env.text.cache import sample_generator, stored_embeddings, table_series
-from offprompts_env.text.prompted import TextOutputModel, query_texts, text_column
+from offprompts_env.errors import ConfigError, DataError, StorageError
+from offprompts_env.folders import difference, sha256_of
+from offprompts_env.text.prompted import query_texts, text_column
 from offprompts_env.types import Array, Contexts, FloatArray, IntArray, Outputs, PromptSet, check_actions
 
 if TYPE_CHECKING:
     from offprompts_env.text.encoder import Encoder
     from offprompts_env.text.language_model import Randomness
-    from offprompts_env.text.store import SentenceStore
 
 FORMAT_VERSION = 1
 MANIFEST = "table.json"
 
 # Files that a table is read from; each must have its checksum in the manifest.
 _FILES = ("sentences.parquet", "embeddings.npy", "queries.parquet", "prompts.parquet", "no_prompt.parquet")
-
-# Sentences asked for at once: an export that is stopped loses so many, if it has a store, and all otherwise.
-_AT_ONCE = 2048
 
 # Sentences of a table that are encoded together.
 _BLOCK = 64
@@ -185,13 +180,18 @@ class FrozenSentences:
     m that are left in the current pass, each has the chance ``1/m``. Every single draw still has ``P(s_k) = 1/K``, but
     draws of one (query, prompt) depend on each other: the mean reward of n ≤ K of them has the variance
     ``Var_k[r(s_k)] / n · (K − n) / (K − 1)`` around the mean of the table, none for n = K; and over tables, the K draws
-    of a pass are K independent sentences of the model, which those with replacement are not. What is left is kept by
-    this object, whoever asks (a vector environment is one object), until :meth:`restart`; so the same seed gives the
-    same rounds only after a restart, and the environment says that it is not reproducible.
+    of a pass are K independent sentences of the model, which those with replacement are not.
+
+    That holds for what is *played* (:meth:`deal`): rounds of an environment, recordings. :meth:`sample`, which
+    learners and evaluations call, always draws with replacement, is a function of its arguments, and leaves the
+    passes alone. What is left of a pass is kept by this object, whoever plays (a vector environment is one object),
+    until :meth:`restart`. So ``reset(seed=...)`` alone does not repeat rounds, and the environment says that it is not
+    reproducible. A log of :func:`~offprompts_env.collect` is: each begins with a restart, and one that is continued
+    with what its rows used up.
 
     Args:
         table: the sentences.
-        replacement: see above.
+        replacement: whether what is played is drawn with replacement.
     """
 
     deterministic = False
@@ -223,7 +223,7 @@ class FrozenSentences:
 
     @property
     def reproducible(self) -> bool:
-        """Whether the same random numbers give the same sentences."""
+        """Whether the same random numbers give the same rounds when played."""
         return self.replacement
 
     def restart(self) -> None:
@@ -231,23 +231,59 @@ class FrozenSentences:
         self._left.clear()
 
     def sample(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
-        """Draw one sentence a round.
+        """Draw one sentence a round, with replacement.
 
         Raises:
             DataError: contexts have no query text, or the table does not cover a (query, prompt).
             ActionError: an action is not a prompt.
         """
         first = self._first(contexts, actions)
-        uniforms = rng.random(len(first))
+        return self._outputs(first + (rng.random(len(first)) * self.table.samples).astype(np.int64))
+
+    def deal(self, contexts: Contexts, actions: IntArray, rng: np.random.Generator) -> Outputs:
+        """Draw one sentence a round to be played: the next of its pass without replacement.
+
+        Raises:
+            DataError: as :meth:`sample`.
+            ActionError: the same.
+        """
         if self.replacement:
-            return self._outputs(first + (uniforms * self.table.samples).astype(np.int64))
+            return self.sample(contexts, actions, rng)
+        first = self._first(contexts, actions)
+        uniforms = rng.random(len(first))
         rows = np.empty_like(first)
         for index, (start, uniform) in enumerate(zip(first.tolist(), uniforms.tolist(), strict=True)):
             left = self._left.get(start)
             if not left:
                 left = self._left[start] = list(range(self.table.samples))
-            rows[index] = start + left.pop(int(uniform * len(left)))
+            drawn = start + left[int(uniform * len(left))]
+            rows[index] = drawn
+            self._take(start, left, self.table.sentences[drawn])
         return self._outputs(rows)
+
+    def remember(self, contexts: Contexts, actions: IntArray, outputs: Outputs) -> None:
+        """Take the sentences in `outputs` as dealt, in this order: what is dealt next goes on from there.
+
+        Raises:
+            DataError: a sentence is not one that was left of its (query, prompt); or as :meth:`sample`.
+        """
+        if outputs.text is None:
+            raise DataError("outputs: expected the sentences that were dealt, got none; pass outputs with text")
+        for row, start in enumerate(self._first(contexts, actions).tolist()):
+            left = self._left.get(start) or list(range(self.table.samples))
+            self._left[start] = left
+            self._take(start, left, outputs.text[row])
+
+    def _take(self, start: int, left: list[int], sentence: str) -> None:
+        """Strike the first one equal to `sentence`: what is left is then known from the texts dealt, copies or not."""
+        for place, k in enumerate(left):
+            if self.table.sentences[start + k] == sentence:
+                del left[place]
+                return
+        raise DataError(
+            f"frozen sentences: expected one of the {len(left)} sentences that were left of their pass, got "
+            f"{sentence!r}; remember rounds of this table, played without replacement, from the first one on"
+        )
 
     def outcome(self, contexts: Contexts, actions: IntArray, k: int) -> Outputs:
         """Return sentence k of each round.
@@ -339,166 +375,6 @@ class Unwritten:
         )
 
 
-def freeze(
-    outputs: TextOutputModel,
-    queries: Contexts,
-    path: str | Path,
-    *,
-    samples: int,
-    seed: int = 0,
-    pairs: Array | None = None,
-    no_prompt: Mapping[str, Sequence[str]] | None = None,
-    store: SentenceStore | None = None,
-    facts: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> FrozenTable:
-    """Write the table of `outputs` into the folder `path`, and return it as read back.
-
-    Args:
-        outputs: what writes and embeds the sentences.
-        queries: one row for each query, with texts.
-        path: folder; a table that is there is replaced when the new one is complete.
-        samples: K.
-        seed: of the :class:`~offprompts_env.text.cache.SampleTable` that it is equal to.
-        pairs: (n_q, A) of bool, which (query, prompt) to cover; None for all of them.
-        no_prompt: reference sentences of each query, where rewards need them.
-        store: sentences on disk; what is there is not written again, and an export that was stopped goes on.
-        facts: what to say about the model; JSON-able.
-        progress: is called with sentences done and sentences in all.
-
-    Raises:
-        DataError: `queries` have no texts, or a text twice; or no (query, prompt) is to be covered.
-        DimensionError: `pairs` has another shape.
-        StorageError: the folder is something else, or cannot be written.
-    """
-    check_integer("samples", samples, 1)
-    out = Path(path)
-    check_replaceable(out, MANIFEST, "a table of frozen sentences")
-    texts = query_texts(queries)
-    if len(set(texts)) != len(texts):
-        raise DataError(f"queries: expected each once, got {len(texts) - len(set(texts))} twice or more")
-    n_prompts = len(outputs.prompts)
-    covered = np.ones((len(texts), n_prompts), dtype=bool) if pairs is None else np.asarray(pairs)
-    if covered.shape != (len(texts), n_prompts) or covered.dtype != bool:
-        raise DimensionError(f"pairs: expected bools ({len(texts)}, {n_prompts}), got {covered.dtype} {covered.shape}")
-    if not covered.any():
-        raise DataError(
-            "pairs: expected at least one (query, prompt) to cover, got none; pass pairs=None for all of them"
-        )
-    asked, chosen = (column.repeat(samples) for column in np.nonzero(covered))
-    index = np.tile(np.arange(samples), len(asked) // samples)
-    sentences: list[str] = []
-    embeddings: list[FloatArray] = []
-    for start in range(0, len(asked), _AT_ONCE):
-        rows = slice(start, start + _AT_ONCE)
-        requests = outputs.requests(queries.take(asked[rows]), chosen[rows])
-        written = frozen_sentences(outputs, requests, index[rows].tolist(), seed, store)
-        sentences += written
-        embeddings.append(outputs.embed(written) if store is None else stored_embeddings(store, outputs, written))
-        if progress is not None:
-            progress(len(sentences), len(asked))
-    described: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "facts": {"fingerprint": outputs.fingerprint, **(facts or {})},
-        "samples": samples,
-        "seed": seed,
-        "queries": len(texts),
-        "prompts": n_prompts,
-        "pairs": len(asked) // samples,
-    }
-    with replaced(out) as folder:
-        _write_parts(folder, outputs, queries, (asked, chosen, index), sentences, no_prompt or {})
-        np.save(folder / "embeddings.npy", np.concatenate(embeddings).astype(np.float32), allow_pickle=False)
-        (folder / "CARD.md").write_text(_card(described), encoding="utf-8")
-        described["files"] = checksums(folder, besides=MANIFEST)
-        (folder / MANIFEST).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return FrozenTable.load(out)
-
-
-def frozen_sentences(
-    outputs: TextOutputModel, requests: Sequence[str], samples: Sequence[int], seed: int, store: SentenceStore | None
-) -> list[str]:
-    """Return the sentences that a sample table with this seed would hold, through `store` where there is one."""
-
-    def write(rows: Sequence[int]) -> list[str]:
-        generators = [sample_generator(outputs.fingerprint, seed, samples[row], requests[row]) for row in rows]
-        return outputs.write([requests[row] for row in rows], generators)
-
-    if store is None:
-        return write(range(len(requests)))
-    return store.complete(outputs.fingerprint, table_series(seed), requests, samples, write)
-
-
-def _write_parts(
-    folder: Path,
-    outputs: TextOutputModel,
-    queries: Contexts,
-    rows: tuple[IntArray, IntArray, IntArray],
-    sentences: list[str],
-    no_prompt: Mapping[str, Sequence[str]],
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts = query_texts(queries)
-    asked, chosen, index = rows
-    names = pa.DictionaryArray.from_arrays(pa.array(asked, pa.int32()), pa.array(texts, pa.string()))
-    known = [(text, k, sentence) for text in texts for k, sentence in enumerate(no_prompt.get(text, ()))]
-    columns: dict[str, dict[str, Any]] = {
-        "sentences": {
-            "query": names,
-            "prompt": pa.array(chosen, pa.int32()),
-            "sample": pa.array(index, pa.int32()),
-            "sentence": pa.array(sentences, pa.string()),
-        },
-        "queries": {"query": pa.array(texts, pa.string()), "vector": _list_array(queries.query)},
-        "prompts": {
-            "prompt": pa.array(outputs.prompts.texts, pa.string()),
-            "vector": _list_array(outputs.prompts.embeddings),
-        },
-        "no_prompt": {
-            "query": pa.array([row[0] for row in known], pa.string()),
-            "sample": pa.array([row[1] for row in known], pa.int32()),
-            "sentence": pa.array([row[2] for row in known], pa.string()),
-        },
-    }
-    for name, content in columns.items():
-        pq.write_table(pa.table(content), folder / f"{name}.parquet", compression="zstd")
-
-
-def _list_array(matrix: FloatArray) -> Any:
-    import pyarrow as pa
-
-    flat = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).ravel(), pa.float32())
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
-
-
 def _vectors(table: Any) -> FloatArray:
     column = table["vector"].combine_chunks()
     return np.asarray(column.flatten()).reshape(len(column), -1)
-
-
-def _card(described: Mapping[str, Any]) -> str:
-    pairs, whole = described["pairs"], described["queries"] * described["prompts"]
-    covered = "every (query, prompt)" if pairs == whole else f"{pairs:,} of {whole:,} (query, prompt)"
-    facts = "\n".join(f"- {name}: {value}" for name, value in described["facts"].items())
-    return f"""# Frozen sentences
-
-{described["samples"]} sentences of {covered}: {described["queries"]:,} queries, {described["prompts"]:,} prompts.
-Each was drawn independently from the language model below, with randomness derived from the model, the seed
-{described["seed"]}, the request and the number of the sentence.
-
-## What wrote them
-
-{facts}
-
-## Use
-
-    gym.make("OffPrompts-MovieLens-v0", sentences="THIS FOLDER")
-
-needs no language model. Rewards, values and the oracle are those of the table: expectations over the
-{described["samples"]} sentences, not over the model; for a smooth reward they differ from the model's by a standard
-error of about `sd / sqrt({described["samples"]})` in each (query, prompt).
-
-`table.json` has a SHA-256 of every file. Sentences about movies of MovieLens come under its licence.
-"""

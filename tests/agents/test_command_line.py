@@ -320,7 +320,8 @@ def test_damaged_provenance_of_a_policy(here: Path, tmp_path: Path, capsys) -> N
 @pytest.mark.parametrize(
     ("word", "value"),
     [("a=1", 1), ("a=1e-3", 1e-3), ("a=true", True), ("a=None", None), ("a=50,20", (50, 20)), ("a=exact", "exact"),
-     ("a=x=y", "x=y"), ("a= 3 ", 3)],
+     ("a=x=y", "x=y"), ("a= 3 ", 3), ('a={"b": true}', {"b": True}), ("a={'b': 1}", {"b": 1}), ("a={x}", "{x}"),
+     ("a=NaN", "NaN")],
 )  # fmt: skip
 def test_settings_are_read(word: str, value: object) -> None:
     assert read_settings([word], "--set") == {"a": value}

@@ -16,7 +16,7 @@ from offprompts_env.movielens.bundle import MANIFEST, Bundle, BundleInfo, write_
 from offprompts_env.movielens.cosine import CosineLikes, EchoedPrompts, PromptCosineReward, TasteSpace
 from offprompts_env.movielens.parts import MovieLensConfig
 from offprompts_env.simulator import EnumerableOutputs, RewardModel
-from offprompts_env.text.frozen import freeze
+from offprompts_env.text.freezing import freeze
 from offprompts_env.text.language_model import CausalLM
 from offprompts_env.types import Contexts, Outputs, PromptSet
 from tests.tiny_bundle import KEYWORDS, TITLES, make_tiny_bundle, write_csv

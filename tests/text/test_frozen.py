@@ -14,7 +14,8 @@ import offprompts_env as op
 from agents.cli import main
 from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
 from offprompts_env.text.cache import SampleTable
-from offprompts_env.text.frozen import FrozenSentences, FrozenTable, freeze
+from offprompts_env.text.freezing import freeze
+from offprompts_env.text.frozen import FrozenSentences, FrozenTable
 from offprompts_env.text.language_model import CausalLM
 from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import Contexts
@@ -157,7 +158,7 @@ def test_without_replacement(table: FrozenTable, replay: op.Simulator) -> None:
     passes = 3000
     for _ in range(passes):
         seen = [
-            embeddings[tuple(outputs.sample(contexts, np.array([4]), rng).embedding[0])] for _ in range(K)
+            embeddings[tuple(outputs.deal(contexts, np.array([4]), rng).embedding[0])] for _ in range(K)
         ]  # fmt: skip
         assert sorted(seen) == list(range(K))
         counts[range(K), seen] += 1
@@ -166,8 +167,66 @@ def test_without_replacement(table: FrozenTable, replay: op.Simulator) -> None:
     outputs.restart()
     again = FrozenSentences(table, replacement=False)
     many, actions = rounds(replay, 200)
-    drawn = [o.sample(many, actions, np.random.default_rng(3)).text.tolist() for o in (outputs, again)]
+    drawn = [o.deal(many, actions, np.random.default_rng(3)).text.tolist() for o in (outputs, again)]
     assert drawn[0] == drawn[1]
+    with pytest.raises(DataError, match="were left of their pass, got 'never written'"):
+        outputs.remember(many, actions, op.Outputs(np.zeros((200, 1)), np.full(200, "never written", dtype=object)))
+
+
+def test_evaluation_leaves_what_is_dealt_alone(bundle: str, folder: Path) -> None:
+    """Values are a function of the seed, and of the table: with replacement or without they are the same."""
+    worlds = [
+        gym.make(ID, bundle=bundle, sentences=str(folder), replacement=flag).unwrapped.simulator
+        for flag in (False, False, True)
+    ]
+    policy = agents.UniformPolicy(len(KEYWORDS))
+    first = worlds[0].policy_value(policy, n=300, seed=5)
+    again, other = (worlds[i].policy_value(policy, n=300, seed=5) for i in (0, 2))
+    np.testing.assert_array_equal(first.terms, again.terms)
+    np.testing.assert_array_equal(first.terms, other.terms)
+    # Nothing but who asks and which prompt is drawn is left to chance: terms are expected rewards.
+    contexts = worlds[0].evaluation_contexts(300, 5)
+    rewards = worlds[0].expected_rewards(contexts)
+    assert (np.abs(first.terms[:, None] - rewards).min(axis=1) < 1e-5).all()
+    contexts, actions = rounds(worlds[0], 100)
+    played = [world.play(contexts, actions, *_two(9)).outputs.text.tolist() for world in worlds[:2]]
+    assert played[0] == played[1]
+
+
+@pytest.mark.parametrize("num_envs", [None, 4])
+def test_a_log_without_replacement_goes_on_where_it_stopped(
+    bundle: str, folder: Path, tmp_path: Path, num_envs: int | None
+) -> None:
+    """What follows is as if the log had not been stopped, in the middle of a batch too, whoever goes on with it."""
+
+    def world() -> gym.Env | gym.vector.VectorEnv:
+        settings = {"bundle": bundle, "sentences": str(folder), "replacement": False}
+        if num_envs is None:
+            return gym.make(ID, **settings)
+        return gym.make_vec(ID, num_envs, vectorization_mode="sync", **settings)
+
+    def record(n: int, name: str, env: gym.Env | gym.vector.VectorEnv) -> op.LoggedDataset:
+        policy = agents.UniformPolicy(len(KEYWORDS))
+        size = 64 if num_envs is None else None
+        return op.collect(env, policy, n, tmp_path / name, seed=3, batch_size=size, mode="append", progress=False)
+
+    n = 1000 if num_envs is None else 200
+    env = world()
+    whole = record(n, "whole", env)
+    # The same object, as it was left, and another one.
+    record(n // 2 + 9, "parts", env)
+    parts = record(n, "parts", world())
+    for column in ("reward", "output", "action", "sentence"):
+        np.testing.assert_array_equal(getattr(whole, column), getattr(parts, column))
+    assert "collect repeats such a log" in whole.metadata.notes
+    if num_envs is None:
+        # Of one (query, prompt), each K rounds are a pass: 1,000 rounds make about seven of each.
+        table = FrozenTable.load(folder)
+        for title, action in ((TITLES[0], 4), (TITLES[5], 0)):
+            said = whole.sentence[(whole.query_text == title) & (whole.action == action)].tolist()
+            first = table.first[table.queries.index(title), action]
+            for start in range(0, len(said) - K + 1, K):
+                assert sorted(said[start : start + K]) == sorted(table.sentences[first : first + K])
 
 
 def test_a_world_without_replacement_says_so(bundle: str, folder: Path) -> None:
@@ -215,6 +274,21 @@ def test_an_export_takes_from_a_store(live: op.Simulator, tmp_path: Path, table:
     contexts, actions = rounds(live)
     cached.sample(contexts, actions, np.random.default_rng(0))
     assert cached.generated == 0
+
+
+def test_a_model_with_one_answer_is_asked_once(bundle: str, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    decoding = '{"greedy": true, "max_new_tokens": 3}'
+    words = ["--env", f"bundle={bundle}", "n_prompts=2", f"decoding={decoding}", "--samples", "5", "--out", str(out)]
+    assert main(["freeze", ID, *words]) == 0
+    table = FrozenTable.load(out)
+    assert (table.samples, len(table.sentences)) == (1, 2 * len(TITLES))
+    # What the card says is what wrote, not what was typed, and no folder of the author's.
+    assert table.facts["decoding"]["greedy"] is True
+    assert table.facts["decoding"]["max_new_tokens"] == 3
+    assert "{prompt}" in table.facts["template"]
+    assert table.facts["settings"]["bundle"] == "bundle"
+    assert bundle not in (out / "CARD.md").read_text(encoding="utf-8")
 
 
 def test_damage_and_misuse(bundle: str, live: op.Simulator, folder: Path, tmp_path: Path) -> None:
