@@ -14,7 +14,11 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 WORDS = tuple(f"w{i}" for i in range(40))
@@ -48,6 +52,30 @@ def llama(vocab_size: int = 43, room: int = 64) -> LlamaForCausalLM:
         num_key_value_heads=2, max_position_embeddings=room, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     return _seeded(lambda: LlamaForCausalLM(config))  # type: ignore[no-any-return]
+
+
+def mistral(vocab_size: int = 43, window: int | None = None) -> MistralForCausalLM:
+    """Return a Mistral of 2 layers that attend to all tokens, or to the last `window`."""
+    config = MistralConfig(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, sliding_window=window, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
+    )  # fmt: skip
+    return _seeded(lambda: MistralForCausalLM(config))  # type: ignore[no-any-return]
+
+
+def mistral_with_window() -> MistralForCausalLM:
+    """Return a Mistral whose layers attend to the last 12 tokens."""
+    return mistral(window=12)
+
+
+def qwen2(vocab_size: int = 43) -> Qwen2ForCausalLM:
+    """Return a Qwen2 of 2 layers with grouped queries."""
+    config = Qwen2Config(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return _seeded(lambda: Qwen2ForCausalLM(config))  # type: ignore[no-any-return]
 
 
 def gpt2(vocab_size: int = 43, room: int = 64) -> GPT2LMHeadModel:

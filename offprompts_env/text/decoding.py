@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError, NumericalError, unknown_name
 
-# How many of the largest weights are looked at, in turn, before a nucleus is searched by a full sort, which costs
-# thirty times as much as the first look. Peaked distributions never need it.
-_NUCLEUS_GUESSES = (16, 128)
+# A nucleus is searched among tokens at least so probable, relative to the best one, and among all where these have not
+# mass enough: sorting all costs thirty times as much.
+_NUCLEUS_GUESS = 1 / 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,9 @@ class Decoding:
         min_p: keep tokens at least `min_p` times as probable as the most probable one; 0 keeps all. It costs no sort.
         greedy: always take the most probable token; the other settings but `max_new_tokens` and `stop` do nothing.
         stop: strings before which a continuation is cut, besides the model's own end token.
+        stop_patterns: regular expressions (of :mod:`re`) before which it is cut, looked for after each token in what is
+            written so far; of a match, the last 64 tokens must be enough to see it. A server, which knows strings only,
+            gets its answers cut when they are there.
     """
 
     max_new_tokens: int = 48
@@ -40,9 +45,12 @@ class Decoding:
     min_p: float = 0.0
     greedy: bool = False
     stop: tuple[str, ...] = ()
+    stop_patterns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name in ("stop", "stop_patterns"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         check_integer("max_new_tokens", self.max_new_tokens, 1)
         check_integer("top_k", self.top_k, 0)
         for name in ("temperature", "top_p", "min_p"):
@@ -57,6 +65,38 @@ class Decoding:
         for name, fine, expected in checks:
             if not fine:
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for pattern in self.stop_patterns:
+            try:
+                nothing = re.compile(pattern).match("")
+            except (re.error, TypeError) as error:
+                raise ConfigError(f"stop_patterns: expected regular expressions, got {pattern!r}: {error}") from error
+            if nothing:
+                raise ConfigError(
+                    f"stop_patterns: expected a pattern that matches something, got {pattern!r}, which matches the "
+                    "empty text and would cut everything"
+                )
+
+    def __repr__(self) -> str:
+        # Part of every fingerprint: a setting that came later is named only where it is used.
+        return f"Decoding({', '.join(f'{name}={value!r}' for name, value in self._used().items())})"
+
+    def _used(self) -> dict[str, Any]:
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in settings.items() if name != "stop_patterns" or value}
+
+    @property
+    def stops(self) -> bool:
+        """Whether there is anything but an end token to stop at."""
+        return bool(self.stop or self.stop_patterns)
+
+    def cut(self, text: str) -> str:
+        """Return `text` up to the first stop string or pattern."""
+        for stop in self.stop:
+            text = text.split(stop, 1)[0]
+        for pattern in self.stop_patterns:
+            if (found := re.search(pattern, text)) is not None:
+                text = text[: found.start()]
+        return text
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Decoding:
@@ -71,7 +111,7 @@ class Decoding:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return all settings, JSON-able."""
-        return {**asdict(self), "stop": list(self.stop)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._used().items()}
 
 
 def choose(logits: torch.Tensor, uniforms: torch.Tensor, decoding: Decoding) -> torch.Tensor:
@@ -124,15 +164,25 @@ def _cut(weights: torch.Tensor, edge: torch.Tensor) -> None:
 def _nucleus_edge(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     """Return the smallest weight inside each row's nucleus, (n, 1)."""
     need = top_p * weights.sum(dim=-1, keepdim=True)
-    edge = torch.zeros_like(need)
-    open_rows = torch.arange(len(weights), device=weights.device)
-    for size in (*(guess for guess in _NUCLEUS_GUESSES if guess < weights.shape[-1]), weights.shape[-1]):
-        largest = weights[open_rows].topk(size, dim=-1).values
-        edge[open_rows] = _edge_of_sorted(largest, need[open_rows])
-        open_rows = open_rows[largest.sum(dim=-1) < need[open_rows, 0]]
-        if len(open_rows) == 0:
-            break
+    ordered = _largest_first(weights, _NUCLEUS_GUESS)
+    edge = _edge_of_sorted(ordered, need)
+    short = (ordered.cumsum(dim=-1)[:, -1] < need[:, 0]).nonzero()[:, 0]
+    if len(short):
+        edge[short] = _edge_of_sorted(weights[short].sort(dim=-1, descending=True).values, need[short])
     return edge
+
+
+def _largest_first(weights: torch.Tensor, least: float) -> torch.Tensor:
+    """Return what is at least `least` of each row, by size, then zeros: (n, k), k the most that a row has."""
+    seen = weights >= least
+    # NumPy finds the few among the many four times as fast on a CPU.
+    flat = torch.from_numpy(np.flatnonzero(seen.numpy())) if not seen.is_cuda else seen.flatten().nonzero()[:, 0]
+    row = flat // weights.shape[-1]
+    counts = torch.bincount(row, minlength=len(weights))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(dim=0) - counts)[row]
+    largest = weights.new_zeros(len(weights), int(counts.max()))
+    largest[row, place] = weights.flatten()[flat]
+    return largest.sort(dim=-1, descending=True).values
 
 
 def _edge_of_sorted(ordered: torch.Tensor, need: torch.Tensor) -> torch.Tensor:

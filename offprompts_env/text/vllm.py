@@ -106,7 +106,7 @@ class VLLMModel:
                 break
             written = self._ask([prompts[row] for row in left], [seeds[row] + attempt for row in left])
             for row, text in zip(left, written, strict=True):
-                texts[row] = text.strip()
+                texts[row] = self.decoding.cut(text).strip()
             left = [row for row in left if not texts[row]]
         if left:
             raise ModelError(

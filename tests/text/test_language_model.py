@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -171,6 +172,83 @@ def test_a_budget_of_tokens_changes_no_sentence(model, tokens):
     assert alone.generate(prompts, rng()) == lm.generate(prompts, rng())
 
 
+def prefixed(queries: int = 3, each: int = 12) -> list[str]:
+    """Prompts about some queries, in an order that mixes them; those of one query share 18 tokens, all share 8."""
+    head = " ".join(f"w{i}" for i in range(8))
+    about = [" ".join(f"w{(7 * i + query) % 40}" for i in range(10)) for query in range(queries)]
+    tails = [" ".join(f"w{(3 * i + 5 * row) % 40}" for i in range(1 + row % 4)) for row in range(each)]
+    return [f"{head} {about[query]} {tail} w{row}" for row, tail in enumerate(tails) for query in range(queries)]
+
+
+@pytest.mark.parametrize("decoding", [Decoding(max_new_tokens=9, greedy=True), Decoding(max_new_tokens=9, top_p=0.9)])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "qwen2"])
+def test_what_prompts_share_is_read_once(name, tokens, decoding, monkeypatch):
+    model = getattr(tiny_models, name)()
+    apart, lm = (CausalLM(model, tokens, decoding=decoding, batch_size=12) for _ in range(2))
+    apart._shares = False
+    read: dict[CausalLM, int] = {apart: 0, lm: 0}
+
+    def count(which):
+        forward = which._forward
+
+        def counted(ids, mask, positions, cache):
+            read[which] += ids.numel() if ids.shape[1] > 1 or mask.shape[1] == 1 else 0
+            return forward(ids, mask, positions, cache)
+
+        which._forward = counted
+
+    count(apart)
+    count(lm)
+    prompts = prefixed()
+    assert lm.generate(prompts, rng()) == apart.generate(prompts, rng())
+    # Three batches: by length, or one a query of 18 shared tokens and 12 rows of at most 5 tokens of their own.
+    assert read == {apart: 12 * (21 + 22 + 23), lm: 3 * (18 + 12 * 5)}
+    # Too little is not worth a pass of its own.
+    read[lm] = 0
+    lm.generate(prompts[:3], rng())
+    assert read[lm] == 3 * 20
+
+
+@pytest.mark.parametrize("name", ["mistral", "mistral_with_window"])
+def test_windows_read_all_of_each_prompt(name, tokens):
+    """A window of 12 tokens over prompts of 23: what is outside it must be what it is for Hugging Face."""
+    model = getattr(tiny_models, name)()
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=9, greedy=True))
+    assert lm._shares == (name == "mistral")
+    written = [tokens(prompt, return_tensors="pt")["input_ids"] for prompt in prefixed()]
+    reference = [model.generate(ids, do_sample=False, max_new_tokens=9)[0, ids.shape[1] :] for ids in written]
+    assert lm.generate(prefixed(), rng()) == tokens.batch_decode(reference, skip_special_tokens=True)
+
+
+def test_stop_patterns(tokens):
+    prompts = [f"w{i} w{i + 1}" for i in range(30)]
+    free = CausalLM(tiny_models.llama(), tokens, decoding=Decoding(max_new_tokens=24)).generate(prompts, rng(3))
+    for pattern in (r"w1\d\b", r"\b(w\d+) \1\b", r"(?<=w3 )w", r"^w\d$"):
+        decoding = Decoding(max_new_tokens=24, stop_patterns=pattern)
+        lm = CausalLM(tiny_models.llama(), tokens, decoding=decoding)
+        assert lm.generate(prompts, rng(3)) == [_first_cut(text, pattern) for text in free]
+    # A digest names patterns where there are some, and is what it was before there were any otherwise.
+    assert repr(Decoding()) == (
+        "Decoding(max_new_tokens=48, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, greedy=False, stop=())"
+    )
+    assert "stop_patterns=('x',)" in repr(Decoding(stop_patterns="x"))
+    assert Decoding.from_mapping(Decoding(stop_patterns="x").to_mapping()) == Decoding(stop_patterns="x")
+    with pytest.raises(ConfigError, match=r"stop_patterns: expected regular expressions, got '\(': missing"):
+        Decoding(stop_patterns="(")
+    with pytest.raises(ConfigError, match="matches the empty text"):
+        Decoding(stop_patterns="x*")
+
+
+def _first_cut(text: str, pattern: str) -> str:
+    """Cut `text` where `pattern` is first seen as it grows by a word."""
+    words = text.split()
+    for n in range(1, len(words) + 1):
+        grown = " ".join(words[:n])
+        if (found := re.search(pattern, grown)) is not None:
+            return grown[: found.start()].strip()
+    return text
+
+
 def test_a_batch_that_does_not_fit_into_memory_is_done_in_halves(model, tokens, monkeypatch):
     prompts = [f"w{i} w{i % 7}" for i in range(20)]
     lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=8))
@@ -186,7 +264,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_done_in_halves(model, tokens, 
     monkeypatch.setattr(lm, "_continue", tight)
     most = 6
     assert lm.generate(prompts, rng()) == expected
-    assert tried == [20, 10, 5, 5, 10, 5, 5]
+    assert tried == [20, 10, 5, 5, 5, 5]
+    # What did not fit is not tried again.
+    assert lm.generate(prompts, rng()) == expected
+    assert tried[6:] == [5, 5, 5, 5]
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
         lm.generate(prompts, rng())

@@ -215,13 +215,17 @@ def test_bad_settings_of_the_environment(settings, told, monkeypatch):
 )  # fmt: skip
 def test_what_is_no_sentence(body, reason):
     with pytest.raises(Fault, match=reason):
-        read_answer(body, chat=True, stop=("STOP",))
+        read_answer(body, chat=True, decoding=Decoding(stop=("STOP",)))
 
 
 def test_a_sentence_ends_at_a_stop_string_and_without_blanks():
-    assert read_answer(json.dumps(completion(" a film. \n\nUser:")).encode(), True, ("\n\n",)).text == "a film."
+    assert (
+        read_answer(json.dumps(completion(" a film. \n\nUser:")).encode(), True, Decoding(stop=("\n\n",))).text
+        == "a film."
+    )
     plain = json.dumps(completion("a film", "/v1/completions")).encode()
-    assert read_answer(plain, chat=False, stop=()).text == "a film"
+    assert read_answer(plain, chat=False, decoding=Decoding()).text == "a film"
+    assert read_answer(plain, chat=False, decoding=Decoding(stop_patterns=(r"\s+f",))).text == "a"
 
 
 def test_retry_after():

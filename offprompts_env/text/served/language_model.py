@@ -225,7 +225,7 @@ class ServedLM:
         return request_body(self._fixed, self.server.chat, prompt, seed)
 
     def _read(self, raw: bytes) -> Answer:
-        return read_answer(raw, self.server.chat, self.decoding.stop)
+        return read_answer(raw, self.server.chat, self.decoding)
 
     async def _identify(self, connection: Connection, attempts: int) -> list[str]:
         """Compare what the server lists under the model's name with what it did at first; return all names."""

@@ -91,7 +91,7 @@ def request_body(fixed: Mapping[str, Any], chat: bool, prompt: str, seed: int | 
     return json.dumps({**fixed, **asked, **seeded}).encode("ascii")
 
 
-def read_answer(raw: bytes, chat: bool, stop: tuple[str, ...]) -> Answer:
+def read_answer(raw: bytes, chat: bool, decoding: Decoding) -> Answer:
     """Return the sentence of a completion.
 
     Raises:
@@ -111,10 +111,7 @@ def read_answer(raw: bytes, chat: bool, stop: tuple[str, ...]) -> Answer:
         raise Fault("answer without a sentence")
     if isinstance(ended, str) and ended in _ABORTED:
         raise Fault(f"sentence ended by {ended}")
-    text = text or ""
-    for end in stop:
-        text = text.split(end, 1)[0]
-    text = mended(text).strip()
+    text = mended(decoding.cut(text or "")).strip()
     if not text:
         raise Fault("empty sentence")
     said = {name: answer.get(name) for name in ("model", "system_fingerprint")}
