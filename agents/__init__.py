@@ -22,6 +22,12 @@ if TYPE_CHECKING:
         PromptClusters as PromptClusters,
     )
     from agents.distillation import TwoStepRegression as TwoStepRegression
+    from agents.embeddings import (
+        EmbeddedOutputs as EmbeddedOutputs,
+        LearnedEmbedding as LearnedEmbedding,
+        RewardEmbedding as RewardEmbedding,
+        load_embedding as load_embedding,
+    )
     from agents.estimators.base import Estimator as Estimator
     from agents.estimators.clustered import MIPS as MIPS, OffCEM as OffCEM
     from agents.estimators.direct import DM as DM
@@ -82,6 +88,7 @@ if TYPE_CHECKING:
         WeightedLogLikelihood as WeightedLogLikelihood,
     )
     from agents.learners.dso import DSO as DSO
+    from agents.learners.embedded import Embedded as Embedded
     from agents.learners.exact import ExactDSO as ExactDSO, SentencePG as SentencePG
     from agents.learners.online import OnlinePG as OnlinePG
     from agents.learners.potec import POTEC as POTEC
@@ -218,7 +225,14 @@ _NAMES = {
         "LogarithmicSmoothingPG",
         "WeightedLogLikelihood",
     ),
+    "agents.embeddings": (
+        "EmbeddedOutputs",
+        "LearnedEmbedding",
+        "RewardEmbedding",
+        "load_embedding",
+    ),
     "agents.learners.dso": ("DSO",),
+    "agents.learners.embedded": ("Embedded",),
     "agents.learners.exact": (
         "ExactDSO",
         "SentencePG",

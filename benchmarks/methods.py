@@ -64,11 +64,6 @@ class Shuffled(agents.OfflineLearner[Policy]):
 
     learner: agents.Learner
 
-    @property
-    def steps(self) -> int:
-        """Those of the learner, where it has steps: how often it is looked at while it learns depends on them."""
-        return int(self.learner.steps)  # type: ignore[attr-defined]
-
     def _learn(self, worlds: Worlds, callbacks: Sequence[agents.Callback]) -> Sequence[Policy]:
         logs = [_shuffled(log, seed) for log, seed in zip(worlds.stack.logs, worlds.seeds, strict=True)]
         return self.learner.fit_many(

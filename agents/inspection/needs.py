@@ -82,6 +82,7 @@ LEARNERS: Mapping[str, Method] = {
     "potec": Method("POTEC", logger=True),
     "dso": Method("DSO", generator=True, logger=True),
     "tuned-dso": Method("TunedDSO", generator=True, logger=True),
+    "embedded": Method("Embedded", generator=True, logger=True),
     "exact-dso": Method("ExactDSO", outputs=True, logger=True),
     "sentence-greedy": Method("SentenceGreedy", outputs=True),
     "sentence-pg": Method("SentencePG", outputs=True),

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import agents
 import offprompts_env as op
+from agents.embeddings import Readers
 from benchmarks.demo import movielens as demo
 from benchmarks.methods import QUICK, Effort, Greedy, Logging, Method, Shuffled, Skyline
 from benchmarks.pages.stories import stories
@@ -374,6 +375,20 @@ def _embeddings() -> tuple[Point, Point]:
     )
 
 
+def _distances() -> tuple[Point, ...]:
+    """Return what compares sentences, with the embeddings of the encoder and with learned ones."""
+    kernels = {name: cast("agents.Learner", TEXT[name]) for name in ("dso", "exact-dso")}
+
+    def learned(of: Readers) -> Mapping[str, Method]:
+        return {name: agents.Embedded(own, agents.RewardEmbedding(of=of)) for name, own in kernels.items()}
+
+    return (
+        Point("embedding=encoder", 0, TextSetting(), kernels),
+        Point("embedding=users", 1, TextSetting(), learned("users")),
+        Point("embedding=round", 2, TextSetting(), learned("round")),
+    )
+
+
 def sweeps() -> list[Sweep]:
     """Return the sweeps on text.
 
@@ -406,6 +421,15 @@ def sweeps() -> list[Sweep]:
             "MovieLens: what the embeddings of prompts give away",
             "embeddings of prompts",
             _embeddings(),
+            worlds=5,
+            world_name="log",
+            quick_worlds=1,
+        ),
+        Sweep(
+            "movielens_distances",
+            "MovieLens: what distances between sentences say",
+            "embeddings of sentences",
+            _distances(),
             worlds=5,
             world_name="log",
             quick_worlds=1,

@@ -167,7 +167,8 @@ class BenchWorlds(ABC):
             looks.append((step, [self.glance(index, policy) for index, policy in enumerate(learned)]))
             looking += time.process_time() - began
 
-        every = max(1, getattr(method, "steps", CURVE_POINTS) // CURVE_POINTS)
+        # A learner around another one takes the steps of that one.
+        every = max(1, getattr(getattr(method, "learner", method), "steps", CURVE_POINTS) // CURVE_POINTS)
         started = time.process_time()
         found = learner.fit_many(
             logs,
