@@ -167,8 +167,7 @@ class BenchWorlds(ABC):
             looks.append((step, [self.glance(index, policy) for index, policy in enumerate(learned)]))
             looking += time.process_time() - began
 
-        # A learner around another one takes the steps of that one.
-        every = max(1, getattr(getattr(method, "learner", method), "steps", CURVE_POINTS) // CURVE_POINTS)
+        every = look_every(method)
         started = time.process_time()
         found = learner.fit_many(
             logs,
@@ -226,3 +225,8 @@ class BenchWorlds(ABC):
 
 def _no_learner(estimator: agents.Estimator) -> ConfigError:
     return ConfigError(f"{estimator!r:.80}: expected a learner, got an estimator; run it through estimators_n")
+
+
+def look_every(method: agents.Learner) -> int:
+    """Return how many steps are between two looks at a policy; a learner around another one takes that one's."""
+    return max(1, int(getattr(getattr(method, "learner", method), "steps", CURVE_POINTS)) // CURVE_POINTS)

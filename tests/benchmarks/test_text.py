@@ -12,6 +12,7 @@ import offprompts_env as op
 from benchmarks.methods import Effort, Logging, Own, Shuffled
 from benchmarks.settings import text
 from benchmarks.settings.text import TEXT, CountedOutputs, TextSetting
+from benchmarks.settings.worlds import look_every
 from benchmarks.store import Store
 from benchmarks.sweeps import SWEEPS, quick
 from tests.tiny_bundle import KEYWORDS, make_tiny_bundle
@@ -203,9 +204,16 @@ def test_shuffled_embeddings_change_what_reads_them_alone(setting, store, result
     assert values["greedy"] != [one.value for one in results["greedy"]]
 
 
-def test_a_shuffled_learner_is_looked_at_as_often_as_itself():
-    assert Shuffled(TEXT["is"]).steps == TEXT["is"].steps
-    assert not hasattr(Shuffled(TEXT["greedy"]), "steps")
+def test_a_learner_in_another_is_looked_at_as_often_as_itself():
+    for around in (Shuffled, agents.Embedded):
+        assert look_every(around(TEXT["is"])) == look_every(TEXT["is"]) == TEXT["is"].steps // 10
+    assert look_every(Shuffled(TEXT["greedy"])) == 1
+
+
+def test_the_sweep_of_distances_shares_runs_with_the_first_one():
+    first = {run.key for run in SWEEPS["movielens"].runs()}
+    for run in SWEEPS["movielens_distances"].runs():
+        assert (run.key in first) == (run.point.name == "embedding=encoder")
 
 
 def test_the_sweep_of_embeddings_shares_runs_with_the_first_one():
