@@ -23,11 +23,8 @@ from offprompts_env.simulator import RewardKind
 from offprompts_env.text.encoder import Encoder
 from offprompts_env.text.language_model import LanguageModel
 from offprompts_env.text.prompted import PromptFormatter, query_texts
-from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.store import NO_PROMPT_SERIES, SentenceStore
 from offprompts_env.types import Contexts, FloatArray, Outputs
-
-#: Series of the reference sentences in a store.
-NO_PROMPT_SERIES = "no prompt"
 
 # Queries of known references that are encoded together.
 _BLOCK = 16

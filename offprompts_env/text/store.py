@@ -40,6 +40,10 @@ from offprompts_env.types import Array, FloatArray
 
 FORMAT_VERSION = 1
 
+#: Series of the references of a continuous reward. They are few and are not dropped to make room: a model that ignores
+#: seeds would write others in their place, and rewards would shift.
+NO_PROMPT_SERIES = "no prompt"
+
 # "OPSe": tells our files from other SQLite databases.
 _APPLICATION = 0x4F505365
 
@@ -101,7 +105,11 @@ class SentenceStore:
     (pickled, or forked) opens a connection of its own.
 
     With `max_sentences`, the requests that were first stored longest ago make room, each with all its sentences; what
-    the same call has just put stays, even if it alone is more. Embeddings are bounded by the same number.
+    the same call has just put stays, even if it alone is more, and so do references (:data:`NO_PROMPT_SERIES`).
+    Embeddings are bounded by the same number.
+
+    What a model has written and the file could not take (:meth:`complete` on a full disk) is held in memory and put
+    with the next call that asks for it.
 
     Args:
         path: the file; it is made where there is none. Its folder must exist. Not on a network file system, where
@@ -119,6 +127,7 @@ class SentenceStore:
             check_integer("max_sentences", max_sentences, 1)
         self.path, self.max_sentences, self.read_only = Path(path).expanduser(), max_sentences, read_only
         self._open_in: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._unsaved: dict[tuple[str, str, str, int], str] = {}
         self._connection()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,7 +165,7 @@ class SentenceStore:
             samples: their sample indices, n of them.
 
         Raises:
-            DataError: requests and samples differ in number.
+            DataError: requests and samples differ in number, or a name cannot be one.
             StorageError: the file cannot be read.
         """
         found: list[str | None] = [None] * len(requests)
@@ -179,7 +188,7 @@ class SentenceStore:
         """Store sentences, and return what the store holds under each name: the first writer wins.
 
         Raises:
-            DataError: requests, samples and sentences differ in number.
+            DataError: requests, samples and sentences differ in number, or a name cannot be one.
             StorageError: the file cannot be written (read-only, full disk); nothing of this call is stored then, and
                 nothing that was there is lost.
         """
@@ -229,19 +238,42 @@ class SentenceStore:
             write: gets the positions of those that are missing, and returns their sentences.
 
         Raises:
-            DataError: requests and samples differ in number.
-            StorageError: as :meth:`put`; a store that is read-only is only read.
+            DataError: requests and samples differ in number, or a name cannot be one.
+            StorageError: as :meth:`put`, and the same call again asks `write` for nothing that it has written; a store
+                that is read-only is only read.
         """
         held = self.get(model, series, requests, samples)
         missing = [position for position, sentence in enumerate(held) if sentence is None]
         if missing:
-            fresh = list(write(missing))
-            if not self.read_only:
-                names = [requests[i] for i in missing], [samples[i] for i in missing]
-                fresh = self.put(model, series, *names, fresh)
+            fresh = self._written(model, series, requests, samples, missing, write)
             for position, sentence in zip(missing, fresh, strict=True):
                 held[position] = sentence
         return [sentence for sentence in held if sentence is not None]
+
+    def _written(
+        self,
+        model: str,
+        series: str,
+        requests: Sequence[str],
+        samples: Sequence[int],
+        missing: list[int],
+        write: Callable[[Sequence[int]], Sequence[str]],
+    ) -> list[str]:
+        """Return the sentences that are `missing`, once `write` has written them and they are put."""
+        names = {position: (model, series, requests[position], int(samples[position])) for position in missing}
+        asked = [position for position in missing if names[position] not in self._unsaved]
+        said = dict(zip(asked, write(asked) if asked else (), strict=True))
+        fresh = [said[p] if p in said else self._unsaved[names[p]] for p in missing]
+        if self.read_only:
+            return fresh
+        try:
+            fresh = self.put(model, series, [requests[p] for p in missing], [samples[p] for p in missing], fresh)
+        except StorageError:
+            self._unsaved.update(zip(names.values(), fresh, strict=True))
+            raise
+        for name in names.values():
+            self._unsaved.pop(name, None)
+        return fresh
 
     def embeddings(self, encoder: str, sentences: Sequence[str]) -> tuple[FloatArray, Array]:
         """Return the embeddings of `sentences` under the encoder with this fingerprint.
@@ -249,6 +281,7 @@ class SentenceStore:
         Returns:
             (n, d) float32, zeros where there is none ((n, 0) where there is none at all), and which there are, (n,).
         """
+        _name("encoder", encoder)
         keys = [_digest(encoder, sentence) for sentence in sentences]
         found: dict[bytes, bytes] = {}
         unique = list(dict.fromkeys(keys))
@@ -275,14 +308,22 @@ class SentenceStore:
         """Store one embedding a sentence, (n, d); those that are there stay as they are.
 
         Raises:
-            DataError: not one embedding a sentence.
+            DataError: not one embedding a sentence, or of another dimension than those that are there.
             StorageError: as :meth:`put`.
         """
         vectors = np.ascontiguousarray(embeddings, dtype="<f4")
         if vectors.ndim != 2 or len(vectors) != len(sentences):
             raise DataError(f"embeddings: expected ({len(sentences)}, d), one a sentence, got {vectors.shape}")
+        dimension = f"dimension {_name('encoder', encoder)}"
         rows = ((_digest(encoder, text), vector.tobytes()) for text, vector in zip(sentences, vectors, strict=True))
         with self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO count VALUES (?, ?)", (dimension, vectors.shape[1]))
+            dim = self._count(connection, dimension, 0)
+            if dim != vectors.shape[1]:
+                raise DataError(
+                    f"embeddings: expected dimension {dim}, as those of encoder {encoder!r} in {self.path}, got "
+                    f"{vectors.shape[1]}; give another encoder another fingerprint"
+                )
             before = connection.total_changes
             connection.executemany("INSERT OR IGNORE INTO embedding (key, vector) VALUES (?, ?)", rows)
             held = self._count(connection, "embedding", connection.total_changes - before)
@@ -293,9 +334,18 @@ class SentenceStore:
                 self._count(connection, "embedding", -surplus)
 
     def describe(self, model: str, facts: Mapping[str, Any]) -> None:
-        """Keep JSON-able `facts` about a model, for whoever inspects the store; they are no part of any name."""
+        """Keep JSON-able `facts` about a model, for whoever inspects the store; they are no part of any name.
+
+        Raises:
+            DataError: JSON cannot hold them.
+            StorageError: as :meth:`put`.
+        """
+        try:
+            told = json.dumps(dict(facts))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"facts: expected what JSON can hold, got {facts!r}: {error}") from error
         with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO model VALUES (?, ?)", (model, json.dumps(dict(facts))))
+            connection.execute("INSERT OR REPLACE INTO model VALUES (?, ?)", (_name("model", model), told))
 
     def models(self) -> tuple[StoredModel, ...]:
         """Return what there is of each model and series, in the order in which they came."""
@@ -324,7 +374,12 @@ class SentenceStore:
             series: only of this series.
             contains: only those with this text in the request or in the sentence.
             limit: so many at most.
+
+        Raises:
+            ConfigError: `limit` is negative.
         """
+        if limit is not None:
+            check_integer("limit", limit, 0)
         conditions, values = ["1"], []
         if model is not None:
             conditions.append("substr(series.model, 1, ?) = ?")
@@ -371,7 +426,7 @@ class SentenceStore:
         return int(connection.execute("SELECT n FROM count WHERE what = ?", (what,)).fetchone()[0])
 
     def _make_room(self, connection: sqlite3.Connection, fresh: list[bytes]) -> None:
-        """Drop the oldest requests until the bound holds, but none of `fresh`."""
+        """Drop the oldest requests until the bound holds, but none of `fresh` and no references."""
         if self.max_sentences is None:
             return
         surplus = self._count(connection, "sentence", 0) - self.max_sentences
@@ -380,7 +435,9 @@ class SentenceStore:
         kept = set(fresh)
         oldest = connection.execute(
             "SELECT request.id, request.key, count(*) FROM request CROSS JOIN sentence "
-            "ON sentence.request = request.id GROUP BY request.id ORDER BY request.id"
+            "ON sentence.request = request.id WHERE request.series NOT IN (SELECT id FROM series WHERE name = ?) "
+            "GROUP BY request.id ORDER BY request.id",
+            (NO_PROMPT_SERIES,),
         )
         dropped: list[tuple[int]] = []
         for number, key, sentences in oldest:
@@ -439,7 +496,19 @@ class SentenceStore:
             raise StorageError(f"sentence store: expected a file {self.path}, found none; check the path")
         if not self.path.parent.is_dir():
             raise StorageError(f"sentence store: expected a folder {self.path.parent}, found none; make it first")
-        address = f"{self.path.absolute().as_uri()}?mode={'ro' if self.read_only else 'rwc'}"
+        if not self.read_only:
+            return self._opened("mode=rwc")
+        try:
+            return self._opened("mode=ro")
+        except sqlite3.OperationalError:
+            # In a folder that cannot be written SQLite cannot make the files through which it follows writers. Where
+            # nobody has left any, nobody writes, and the file may be read as it is.
+            if self.path.with_name(f"{self.path.name}-wal").exists():
+                raise
+            return self._opened("mode=ro&immutable=1")
+
+    def _opened(self, how: str) -> sqlite3.Connection:
+        address = f"{self.path.absolute().as_uri()}?{how}"
         connection = sqlite3.connect(
             address, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -506,7 +575,9 @@ def _reopened(path: Path, max_sentences: int | None, read_only: bool) -> Sentenc
 def _request_keys(model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[bytes]:
     if len(samples) != len(requests):
         raise DataError(f"samples: expected {len(requests)}, one a request, got {len(samples)}")
-    begin = hashlib.blake2b(_bytes(f"{model}\0{series}\0"), digest_size=16)
+    if len(samples) and not (min(samples) >= 0 and max(samples) < 2**63):
+        raise DataError(f"samples: expected integers in [0, 2**63), got {min(samples)} to {max(samples)}")
+    begin = hashlib.blake2b(_bytes(f"{_name('model', model)}\0{_name('series', series)}\0"), digest_size=16)
     known: dict[str, bytes] = {}
     for request in requests:
         if request not in known:
@@ -516,8 +587,15 @@ def _request_keys(model: str, series: str, requests: Sequence[str], samples: Seq
     return [known[request] for request in requests]
 
 
-def _digest(*parts: str) -> bytes:
-    return hashlib.blake2b(_bytes("\0".join(parts)), digest_size=16).digest()
+def _name(what: str, name: str) -> str:
+    """Return `name` if it can be told from the rest of a key, which follows after a NUL, and SQLite can hold it."""
+    if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise DataError(f"{what}: expected text without NUL and halves of surrogate pairs, got {name!r}")
+    return name
+
+
+def _digest(encoder: str, sentence: str) -> bytes:
+    return hashlib.blake2b(_bytes(f"{encoder}\0{sentence}"), digest_size=16).digest()
 
 
 def _bytes(text: str) -> bytes:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from offprompts_env.errors import DataError, StorageError
+from offprompts_env.errors import ConfigError, DataError, StorageError
 from offprompts_env.movielens.rewards import UnpromptedSentences
 from offprompts_env.text.cache import SampleTable, table_series
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM, row_uniforms
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter
-from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.store import NO_PROMPT_SERIES, SentenceStore
 from offprompts_env.types import Contexts, PromptSet
 from tests import tiny_models
 
@@ -165,6 +165,91 @@ def test_a_full_disk_loses_nothing(store: SentenceStore) -> None:
     assert len(store) == 1000
 
 
+def test_what_a_full_disk_did_not_take_is_not_asked_for_again(store: SentenceStore) -> None:
+    asked: list[int] = []
+
+    def write(rows: list[int]) -> list[str]:
+        asked.append(len(rows))
+        return [f"{row} " * 400 for row in rows]
+
+    pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
+    store._connection().execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(StorageError, match=r"full.*Free some space"):
+        store.complete("m", "s", texts(500), [0] * 500, write)
+    with pytest.raises(StorageError, match="full"):
+        store.complete("m", "s", texts(500), [0] * 500, write)
+    store._connection().execute("PRAGMA max_page_count = 100000")
+    # One more request than before is all that is written, in whatever order they come.
+    again = store.complete("m", "s", ["more", *texts(500)[::-1]], [0] * 501, write)
+    assert asked == [500, 1]
+    assert again[1:] == [f"{row} " * 400 for row in range(499, -1, -1)]
+    assert SentenceStore(store.path).get("m", "s", texts(500), [0] * 500) == again[:0:-1]
+    assert not store._unsaved
+
+
+def test_references_do_not_make_room(tmp_path: Path) -> None:
+    store = SentenceStore(tmp_path / "s.db", max_sentences=10)
+    store.put("m", NO_PROMPT_SERIES, texts(6), [0] * 6, ["reference"] * 6)
+    for start in range(0, 40, 4):
+        store.put("m", "table 0", [f"r{i}" for i in range(start, start + 4)], [0] * 4, ["s"] * 4)
+    assert store.get("m", NO_PROMPT_SERIES, texts(6), [0] * 6) == ["reference"] * 6
+    assert len(store) == 10
+    assert [row.request for row in store.rows(series="table 0")] == ["r36", "r37", "r38", "r39"]
+
+
+def test_a_folder_that_cannot_be_written_is_read(store: SentenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SQLite answers there: it may not make the files that go with a write-ahead log."""
+    store.put("m", "s", ["a"], [0], ["x"])
+    store.close()
+    connect = sqlite3.connect
+
+    def cannot_write(address: str, **settings: object) -> sqlite3.Connection:
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(address, **settings)
+
+    monkeypatch.setattr(sqlite3, "connect", cannot_write)
+    assert SentenceStore(store.path, read_only=True).get("m", "s", ["a"], [0]) == ["x"]
+    with pytest.raises(StorageError, match="unable to open"):
+        SentenceStore(store.path)
+    store.path.with_name(f"{store.path.name}-wal").write_bytes(b"")
+    with pytest.raises(StorageError, match="unable to open"):
+        SentenceStore(store.path, read_only=True)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", 7])
+def test_names_that_cannot_be_told_apart(store: SentenceStore, name: str) -> None:
+    for call in (
+        lambda: store.put(name, "s", ["r"], [0], ["x"]),
+        lambda: store.put("m", name, ["r"], [0], ["x"]),
+        lambda: store.get(name, "s", ["r"], [0]),
+        lambda: store.describe(name, {}),
+        lambda: store.embeddings(name, ["x"]),
+        lambda: store.put_embeddings(name, ["x"], np.zeros((1, 2))),
+    ):
+        with pytest.raises(DataError, match="expected text without NUL"):
+            call()
+    # In a request or a sentence they are text.
+    if isinstance(name, str):
+        store.put("m", "s", [name], [0], [name])
+        assert store.get("m", "s", [name], [0]) == [name]
+
+
+def test_what_cannot_be_kept_is_refused(store: SentenceStore) -> None:
+    for samples in ([-1], [2**63]):
+        with pytest.raises(DataError, match=r"samples: expected integers in \[0, 2\*\*63\)"):
+            store.put("m", "s", ["r"], samples, ["x"])
+    with pytest.raises(DataError, match="facts: expected what JSON can hold"):
+        store.describe("m", {"model": object()})
+    with pytest.raises(ConfigError, match="limit"):
+        list(store.rows(limit=-3))
+    store.put_embeddings("e", ["x"], np.zeros((1, 3)))
+    with pytest.raises(DataError, match="expected dimension 3, as those of encoder 'e'"):
+        store.put_embeddings("e", ["y"], np.zeros((1, 4)))
+    store.put_embeddings("other", ["y"], np.zeros((1, 4)))
+    assert store.embeddings("e", ["x", "y"])[1].tolist() == [True, False]
+
+
 def _put_many(store: SentenceStore, worker: int) -> None:
     for start in range(0, 300, 20):
         rows = list(range(start, start + 20))
@@ -212,7 +297,8 @@ def test_many_processes_make_one_store(tmp_path: Path) -> None:
 def test_damage_that_sqlite_does_not_see(store: SentenceStore) -> None:
     store.put("m", "s", ["a"], [0], ["x"])
     store.put_embeddings("e", ["a"], np.ones((1, 4)))
-    store.put_embeddings("e", ["b"], np.ones((1, 3)))
+    store.put_embeddings("e", ["b"], np.ones((1, 4)))
+    store._connection().execute("UPDATE embedding SET vector = ? WHERE id = 2", (b"123",))
     store._connection().execute("UPDATE sentence SET text = ?", (b"\xff",))
     store._connection().execute("INSERT INTO model VALUES ('m', '{')")
     for call in (lambda: store.get("m", "s", ["a"], [0]), lambda: list(store.rows()), store.models,
@@ -348,6 +434,74 @@ def test_reuse_does_not_change_the_distribution(tmp_path: Path, seedless: bool) 
         assert abs(np.mean(found) - 0.7) < 4 * error
         # Var of a share: p (1 - p) (1/K + (1 - 1/K)/12).
         assert np.var(found) == pytest.approx(0.21 * (0.5 + 0.5 / 12), rel=0.2)
+
+
+def _fill_half(path: Path, seeds: range) -> None:
+    """Write every other table, as another process that ran before."""
+    contexts, actions = rounds(6)
+    for seed in seeds:
+        made = table(Words(), SentenceStore(path), slots=3, seed=seed)
+        made.sample(contexts.take(slice(0, 3)), actions[:3], np.random.default_rng([seed, 9]))
+
+
+class Words(Fickle):
+    """One of four words with the chances .4, .3, .2, .1."""
+
+    def generate(self, prompts, rng):
+        draws = row_uniforms(rng, len(prompts), 1)[:, 0]
+        return [f"w{k}" for k in np.searchsorted([0.4, 0.7, 0.9], draws, side="right")]
+
+
+def test_what_others_have_written_changes_no_distribution(tmp_path: Path) -> None:
+    """χ² of single draws, and of pairs of draws of one table, over tables that another process had half filled."""
+    path, seeds = tmp_path / "s.db", range(600)
+    writer = multiprocessing.get_context("fork").Process(target=_fill_half, args=(path, seeds))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+    assert len(SentenceStore(path)) > 600
+    contexts, actions = rounds(6)
+    chances = np.array([0.4, 0.3, 0.2, 0.1])
+    for store in (None, SentenceStore(path)):
+        single, pair = np.zeros(4), np.zeros((4, 4))
+        for seed in seeds:
+            made = table(Words(), store, slots=3, seed=seed)
+            once, twice = (
+                made.sample(contexts, actions, np.random.default_rng([seed, i])).embedding[0, 0].astype(int)
+                for i in range(2)
+            )
+            single[once] += 1
+            pair[once, twice] += 1
+        expected = 600 * chances
+        # 3 degrees of freedom: 0.999 quantile 16.3.
+        assert ((single - expected) ** 2 / expected).sum() < 16.3
+        # Two draws of a table of three are the same sentence in a third of the cases, and independent otherwise.
+        joint = 600 * (np.diag(chances) / 3 + np.outer(chances, chances) * 2 / 3)
+        # 15 degrees of freedom: 0.999 quantile 37.7.
+        assert ((pair - joint) ** 2 / joint).sum() < 37.7
+
+
+def _complete_slowly(path: Path, worker: int) -> None:
+    def write(rows):
+        time.sleep(0.05)
+        return [f"{worker}" for _ in rows]
+
+    held = SentenceStore(path).complete("m", "s", texts(40), [0] * 40, write)
+    (path.parent / f"seen{worker}").write_text(" ".join(held))
+
+
+def test_processes_that_ask_at_once_see_the_same(store: SentenceStore) -> None:
+    """Each writes all; whoever is first to put a sentence decides, and everybody goes on with what is stored."""
+    workers = [
+        multiprocessing.get_context("fork").Process(target=_complete_slowly, args=(store.path, worker))
+        for worker in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    seen = {(store.path.parent / f"seen{worker}").read_text() for worker in range(4)}
+    assert seen == {" ".join(str(s) for s in store.get("m", "s", texts(40), [0] * 40))}
 
 
 def test_processes_over_a_seedless_server_share_one_reference(store: SentenceStore) -> None:
