@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--agent", metavar="MODULE:FUNCTION", help="a learner or agent of your own")
         command.add_argument("--name", default="own", help="its name (default: own)")
         command.add_argument("--bundle", type=Path, help="assets for the sweeps on text (default: the embedded ones)")
+        command.add_argument("--prompts", type=int, help="number of prompts in the sweeps on text (default: all)")
     running.add_argument("--out", type=Path, help="folder of the results (default: runs, with --quick runs/quick)")
     running.add_argument("--engine", choices=("joblib", "ray", "dask"), default="joblib",
                          help="what runs tasks: processes here, or a cluster (default: joblib)")  # fmt: skip
@@ -96,7 +97,13 @@ def _selected(chosen: argparse.Namespace) -> list[Run]:
         Bundle.open(chosen.bundle)
         bundle = str(chosen.bundle.resolve())
     own = {chosen.name: Own.of(chosen.agent)} if chosen.agent else {}
-    return select(chosen.patterns, short=chosen.quick, worlds=chosen.worlds, own=own, bundle=bundle)
+    if chosen.prompts is not None:
+        most = len(Bundle.open(chosen.bundle).keywords)
+        if not 1 <= chosen.prompts <= most:
+            raise ConfigError(f"--prompts: expected 1 to {most}, what the bundle has, got {chosen.prompts}")
+    return select(
+        chosen.patterns, short=chosen.quick, worlds=chosen.worlds, own=own, bundle=bundle, prompts=chosen.prompts
+    )
 
 
 def _engine(chosen: argparse.Namespace) -> Engine:

@@ -105,6 +105,7 @@ def select(
     worlds: int | None = None,
     own: Mapping[str, Own] | None = None,
     bundle: str | None = None,
+    prompts: int | None = None,
 ) -> list[Run]:
     """Return the runs whose ids match one of `patterns`, in the order of the sweeps.
 
@@ -114,6 +115,7 @@ def select(
         worlds: number of worlds in place of the sweep's.
         own: users' agents by name, put beside the built-in learners.
         bundle: folder of the assets that sweeps on text take in place of the embedded ones.
+        prompts: so many of the keywords in sweeps on text, the first ones; None for all.
 
     Raises:
         ConfigError: a pattern matches nothing.
@@ -122,7 +124,7 @@ def select(
     for sweep in SWEEPS.values():
         taken = quick(sweep) if short else sweep
         taken = taken if worlds is None else replace(taken, worlds=worlds)
-        taken = taken if bundle is None else with_bundle(taken, bundle)
+        taken = on_text(taken, bundle, prompts)
         for name, method in (own or {}).items():
             taken = with_agent(taken, name, method)
         sweeps.append(taken)
@@ -136,15 +138,21 @@ def select(
     return [run for run in runs if run.id in chosen]
 
 
-def with_bundle(sweep: Sweep, bundle: str) -> Sweep:
-    """Return `sweep` on the assets in the folder `bundle`, where it is on text."""
-    points = (
-        replace(point, setting=replace(point.setting, bundle=bundle))
-        if isinstance(point.setting, TextSetting)
-        else point
-        for point in sweep.points
-    )
-    return replace(sweep, points=tuple(points))
+def on_text(sweep: Sweep, bundle: str | None, prompts: int | None) -> Sweep:
+    """Return `sweep`, where it is on text, on the assets in the folder `bundle` and with so many prompts."""
+
+    def changed(point: Point) -> Point:
+        setting = point.setting
+        if not isinstance(setting, TextSetting):
+            return point
+        if bundle is not None:
+            setting = replace(setting, bundle=bundle)
+        if prompts is None:
+            return replace(point, setting=setting)
+        named = (f"prompts={prompts}", prompts) if point.name == "prompts=all" else (point.name, point.x)
+        return replace(point, setting=replace(setting, prompts=prompts), name=named[0], x=named[1])
+
+    return replace(sweep, points=tuple(changed(point) for point in sweep.points))
 
 
 def _nothing(pattern: str, ids: Sequence[str]) -> ConfigError:

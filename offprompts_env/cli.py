@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from offprompts_env.errors import OffPromptsError
-from offprompts_env.movielens.build import BuildConfig, build_assets, published, small
+from offprompts_env.movielens.build import BuildConfig, build_assets, published, small, survey
 from offprompts_env.movielens.bundle import Bundle
 
 
@@ -35,12 +35,19 @@ class BuildAssets:
     """Tiny models and few steps, to try the pipeline out in seconds; the bundle will be poor."""
     published: bool = False
     """Settings of the published experiment: Mistral-7B-Instruct-v0.2 and distilbert-base-uncased, for MovieLens-10M."""
+    dry_run: bool = False
+    """Only say what it would take: sentences, weights, disk."""
     config: Annotated[BuildConfig, tyro.conf.arg(name="")] = field(default_factory=BuildConfig)
 
     def run(self) -> None:
         """Run the command."""
         config = small(self.config) if self.tiny else self.config
         config = published(config) if self.published else config
+        if self.dry_run:
+            ahead = survey(self.raw, self.out, config)
+            print("\n".join(ahead.lines()))
+            ahead.check()
+            return
         print(build_assets(self.raw, self.out, config, self.work, quiet=True if self.quiet else None))
 
 

@@ -233,8 +233,9 @@ class _DomainBuild:
                             simulator, self.benchmark, told, split, config.simulator, seed,
                             with_users=with_users, progress=step,
                         )  # fmt: skip
+                    vectors = reward.held_out_vectors(self.benchmark, split, with_users=with_users)
                     figures = reward.held_out(
-                        simulator, self.benchmark, told, split, split.test, with_users=with_users, n_sentences=4
+                        simulator, self.benchmark, told, split.test, vectors=vectors, n_sentences=4
                     )
                     row[name] = asdict(figures)
                 rows.append(row)

@@ -49,6 +49,7 @@ from offprompts_env.movielens.pipeline.language import (
     save_language_model,
     train_language_model,
 )
+from offprompts_env.movielens.pipeline.preflight import Survey, free_disk, physical_memory, weights_in
 from offprompts_env.movielens.pipeline.stages import Stages, digest, locked, one_thread
 from offprompts_env.movielens.raw import read_movielens
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
@@ -57,7 +58,7 @@ from offprompts_env.text.cache import sample_generator
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
-from offprompts_env.text.loading import quiet_loading
+from offprompts_env.text.loading import pin, quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
 from offprompts_env.text.store import SentenceStore
 
@@ -150,7 +151,19 @@ def build_assets(
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), one_thread(), quiet_loading():
-        return _Build(Path(raw), config, folder, not sys.stderr.isatty() if quiet is None else quiet).bundle(out)
+        build = _Build(Path(raw), config, folder, not sys.stderr.isatty() if quiet is None else quiet)
+        build.survey().check()
+        return build.bundle(out)
+
+
+def survey(raw: str | Path, out: str | Path, config: BuildConfig | None = None) -> Survey:
+    """Return what :func:`build_assets` would take; nothing is written, and no model is loaded.
+
+    Raises:
+        DataError: raw files cannot be read.
+        ModelError: an existing model is not there.
+    """
+    return _Build(Path(raw), config or BuildConfig(), Path(out), quiet=True).survey()
 
 
 class _Build:
@@ -158,17 +171,42 @@ class _Build:
 
     def __init__(self, raw: Path, config: BuildConfig, work: Path, quiet: bool) -> None:
         self.config, self.stages = config, Stages(work, quiet)
+        # Stages are kept by what existing models are, not by where they are: another one in their place is seen.
+        self._pins = {source: sorted(pin(source).items()) for source in (config.lm, config.encoder) if source}
         self.stages.say("filter")
         self.benchmark: Benchmark = prepare(read_movielens(raw), config.filter, stream(config.seed, "filter"))
         self.stages.keys["filter"] = digest(self.benchmark)
         self.formatter = config.formatter()
 
+    def survey(self) -> Survey:
+        """Return what is ahead."""
+        config, movies = self.config, len(self.benchmark.movies)
+        judged = min(config.figure_movies, movies) * config.figure_prompts * config.figure_sentences
+        described = 0 if config.lm is not None else movies + config.figure_keywords
+        return Survey(
+            users=len(self.benchmark.user_ids),
+            movies=movies,
+            reactions=len(self.benchmark.reactions),
+            sentences={
+                "about movies": movies * config.sentences_per_movie,
+                "for components": 2 * movies,
+                "for figures": judged + described,
+            },
+            lm_bytes=weights_in(config.lm),
+            encoder_bytes=weights_in(config.encoder),
+            copies_lm=config.copy_lm,
+            lm_on_cpu=config.device == "cpu" and config.device_map is None,
+            disk_free=free_disk(self.stages.work),
+            memory=physical_memory(),
+        )
+
     def language_model(self) -> Path | str:
         """Train the small language model, or name the existing one."""
         config = self.config
         if config.lm is not None:
+            named = self._pins[config.lm] or config.lm
             self.stages.keys["language-model"] = digest(
-                (config.lm, config.decoding, self.formatter, config.dtype, config.chat_template, config.pad_token)
+                (named, config.decoding, self.formatter, config.dtype, config.chat_template, config.pad_token)
             )
             return config.lm
 
@@ -192,6 +230,7 @@ class _Build:
             device_map=config.device_map,
             batch_size=config.batch_size,
             max_batch_tokens=config.max_batch_tokens,
+            revision=dict(self._pins.get(config.lm or "", [])).get("revision"),
         )
 
     def sentences(self) -> list[list[str]]:
@@ -238,7 +277,7 @@ class _Build:
         config = self.config
         d_x = len(TASTE_NAMES)
         if config.encoder is not None:
-            self.stages.keys["encoder"] = digest(config.encoder)
+            self.stages.keys["encoder"] = digest(self._pins[config.encoder])
             encoder = TextEncoder.from_pretrained(
                 config.encoder, pooling=config.simulator.pooling, device=config.device, dtype="float32"
             )
@@ -288,11 +327,11 @@ class _Build:
                             with_users=with_users,
                             progress=step,
                         )
+                    vectors = reward.held_out_vectors(self.benchmark, split, with_users=with_users)
                     for count, suffix in ((1, ""), (8, "_mean_of_8")):
                         figures = reward.held_out(
-                            simulator, self.benchmark, sentences, split, split.test,
-                            with_users=with_users, n_sentences=count,
-                        )  # fmt: skip
+                            simulator, self.benchmark, sentences, split.test, vectors=vectors, n_sentences=count
+                        )
                         row[f"{name}{suffix}"] = asdict(figures)
                 rows.append(row)
             (folder / "held_out.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -319,7 +358,7 @@ class _Build:
                     progress=step,
                 )  # fmt: skip
             simulator.save(folder / "simulator")
-            simulator = LikeSimulator.load(folder / "simulator")
+            simulator = self._trained(folder / "simulator")
             flat = simulator.encode([text for samples in sentences for text in samples])
             vectors = reward.crossfitted_vectors(self.benchmark, split, config.simulator, stream(seed, "folds"))
             train = self.benchmark.reactions.take(split.train)
@@ -337,6 +376,10 @@ class _Build:
             "simulator", ("sentences", "encoder"), (config.simulator, config.collaborative, config.seed), make
         )
 
+    def _trained(self, folder: Path) -> LikeSimulator:
+        """Load a simulator that was trained, where it is to compute."""
+        return LikeSimulator.load(folder, device="cpu" if self.config.encoder is None else self.config.device)
+
     def encoders(self) -> Path:
         """Fit the principal components."""
         config = self.config
@@ -350,7 +393,7 @@ class _Build:
 
         def make(folder: Path) -> None:
             lm = self.lm()
-            simulator = LikeSimulator.load(simulator_path)
+            simulator = self._trained(simulator_path)
             spoken = TextEncoder(
                 simulator.encoder,
                 simulator.tokenizer,
@@ -404,7 +447,7 @@ class _Build:
             prompts = evaluation.measure_prompts(
                 lm,
                 self.formatter,
-                LikeSimulator.load(simulator_path),
+                self._trained(simulator_path),
                 shipped_user_vectors(self.benchmark),
                 [movie.title for movie in self.benchmark.movies],
                 [samples[:NO_PROMPT_SAMPLES] for samples in sentences],
@@ -495,7 +538,7 @@ class _Build:
                 template_without_prompt=self.formatter.template_without_prompt,
                 decoding=config.decoding.to_mapping(),
                 language_model={
-                    "source": config.lm if config.lm is not None and not config.copy_lm else None,
+                    **self._named(),
                     "chat_template": config.chat_template,
                     "pad_token": config.pad_token,
                     "dtype": config.dtype,
@@ -504,6 +547,16 @@ class _Build:
                 config=settings,
             ),
         )
+
+    def _named(self) -> dict[str, Any]:
+        """Return where the language model is that the bundle holds no copy of, and which one was there."""
+        config = self.config
+        if config.lm is None or config.copy_lm:
+            return {"source": None}
+        local = Path(config.lm).expanduser()
+        source = str(local.resolve()) if local.is_dir() else config.lm
+        spread = {} if config.device_map is None else {"device_map": config.device_map}
+        return {"source": source, **dict(self._pins[config.lm]), **spread}
 
 
 def shipped_user_vectors(benchmark: Benchmark) -> np.ndarray:
@@ -557,11 +610,22 @@ def published(config: BuildConfig) -> BuildConfig:
     """Return `config` with the settings of the published full-LLM experiment, for MovieLens-10M.
 
     From the paper: Mistral-7B-Instruct-v0.2, asked as a chat; a simulator on distilbert-base-uncased; ten likes and ten
-    dislikes of each user and movie. Published settings of decoding and template are not known here: those of `config`
-    stay. Another ``lm`` or ``encoder`` in `config` stays too. The bundle names the language model, and holds no copy.
+    dislikes of each user and movie. Published settings of decoding, template and training of the simulator are not
+    known here. A sentence gets room for 64 tokens, since a cut one says less than the model would, and the pretrained
+    encoder is fine-tuned at 3e-5, in the middle of what Devlin et al. (2019) found to work; both only where `config`
+    has the defaults, which are for small models. Another ``lm`` or ``encoder`` in `config` stays too. The bundle names
+    the language model, and holds no copy.
     """
+    usual = BuildConfig()
+    decoding, simulator = config.decoding, config.simulator
+    if decoding.max_new_tokens == usual.decoding.max_new_tokens:
+        decoding = replace(decoding, max_new_tokens=64)
+    if simulator.encoder_learning_rate == usual.simulator.encoder_learning_rate:
+        simulator = replace(simulator, encoder_learning_rate=3e-5)
     return replace(
         config,
+        decoding=decoding,
+        simulator=simulator,
         lm=config.lm or "mistralai/Mistral-7B-Instruct-v0.2",
         encoder=config.encoder or "distilbert-base-uncased",
         chat_template=True,

@@ -54,7 +54,8 @@ class BundleInfo:
         template_without_prompt: request with ``{query}``.
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
         language_model: of a language model from elsewhere: ``source``, a directory or hub id where the bundle holds no
-            copy, ``chat_template``, ``pad_token``, ``dtype``.
+            copy, ``sha256`` or ``revision`` of what was there, ``chat_template``, ``pad_token``, ``dtype``,
+            ``device_map``.
         user_features: names of the columns of user vectors.
         config: settings of the pipeline that built it.
         domain: what its items are: "movies", or "own" for a bundle built from a user's own files.
@@ -280,13 +281,33 @@ class Bundle:
 
         said = self.info.language_model
         return CausalLM.from_pretrained(
-            said.get("source") or self.folder("lm"),
+            self._named_model() or self.folder("lm"),
             decoding=self.decoding,
             device=self.device,
             dtype=said.get("dtype", "auto"),
             chat_template=said.get("chat_template", False),
             pad_token=said.get("pad_token"),
+            device_map=said.get("device_map"),
+            revision=said.get("revision"),
         )
+
+    def _named_model(self) -> str | None:
+        """Return where the language model is that the bundle only names; None where it holds a copy.
+
+        Raises:
+            BundleError: another model has taken its place.
+        """
+        from offprompts_env.text.loading import pin
+
+        said = self.info.language_model
+        source: str | None = said.get("source")
+        if source is not None and "sha256" in said and (found := pin(source)) != {"sha256": said["sha256"]}:
+            raise BundleError(
+                f"bundle: expected the language model in {source} that this was built with, of checksum "
+                f"{said['sha256'][:16]}, got another one, {found.get('sha256', 'from the hub')[:16]}; bring it back, "
+                "or build again"
+            )
+        return source
 
     @cached_property
     def simulator(self) -> LikeSimulator:

@@ -164,6 +164,7 @@ class CausalLM:
         batch_size: int = 128,
         max_batch_tokens: int = 1 << 16,
         device_map: str | None = None,
+        revision: str | None = None,
     ) -> CausalLM:
         """Load a directory or a hub id, such as the published ``mistralai/Mistral-7B-Instruct-v0.2``.
 
@@ -178,6 +179,7 @@ class CausalLM:
             max_batch_tokens: see the class.
             device_map: how a model too large for one device is spread, as in ``transformers``: ``"auto"``,
                 ``"balanced"``, ``"sequential"``; takes the place of `device`.
+            revision: commit of a model on the hub; None for the newest.
 
         Raises:
             MissingDependencyError: `device_map` needs accelerate, which is not installed.
@@ -185,7 +187,9 @@ class CausalLM:
         """
         from transformers import AutoModelForCausalLM
 
-        model, tokenizer = load_frozen(AutoModelForCausalLM, source, device=device, dtype=dtype, device_map=device_map)
+        model, tokenizer = load_frozen(
+            AutoModelForCausalLM, source, device=device, dtype=dtype, device_map=device_map, revision=revision
+        )
         return cls(
             model,
             tokenizer,

@@ -18,6 +18,9 @@ from offprompts_env.errors import ConfigError, ModelError, missing_dependency, u
 _HASHED_WHOLE = 256 << 20
 _HASHED_SAMPLE = 4096
 
+# What a model is made of, by the ends of file names.
+_MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -73,6 +76,7 @@ def load_frozen(
     device: str = "cpu",
     dtype: str = "auto",
     device_map: str | None = None,
+    revision: str | None = None,
 ) -> tuple[Any, Any]:
     """Return the model and the tokenizer at `source`, in evaluation mode and without gradients.
 
@@ -84,6 +88,7 @@ def load_frozen(
         device: where it computes; see :func:`resolve_device`.
         dtype: what it computes in; see :func:`resolve_dtype`.
         device_map: how its layers are spread over devices, in place of `device`; needs accelerate.
+        revision: commit of a model on the hub; None for the newest.
 
     Raises:
         MissingDependencyError: accelerate is needed and not installed.
@@ -96,24 +101,27 @@ def load_frozen(
     if spread and importlib.util.find_spec("accelerate") is None:
         raise missing_dependency("accelerate", "accelerate", "device_map")
     number_type = resolve_dtype(dtype, place)
+    with _found(source) as (name, where):
+        # The smallest file first: without a hub, every file asked for waits through retries of its own.
+        config = AutoConfig.from_pretrained(name, **where, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where, revision=revision)
+        with quiet_loading():
+            model = auto_class.from_pretrained(
+                name, config=config, dtype=number_type, use_safetensors=True, **where, **spread, revision=revision
+            )
+    return freeze(model if spread else model.to(place)), tokenizer
+
+
+@contextmanager
+def _found(source: str | Path) -> Iterator[tuple[str, dict[str, bool]]]:
+    """Give the name of the model at `source` and where to look for it; what goes wrong inside becomes a ModelError."""
     local = Path(source).expanduser()
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~", "\\"))
     if not local.is_dir() and looks_local:
         raise ModelError(f"model: expected a directory at {str(source)!r}, found none; check the path")
     name = str(local) if local.is_dir() else str(source)
     try:
-        # The smallest file first: without a hub, every file asked for waits through retries of its own.
-        config = AutoConfig.from_pretrained(name, local_files_only=local.is_dir())
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local.is_dir())
-        with quiet_loading():
-            model = auto_class.from_pretrained(
-                name,
-                config=config,
-                dtype=number_type,
-                local_files_only=local.is_dir(),
-                use_safetensors=True,
-                **spread,
-            )
+        yield name, {"local_files_only": local.is_dir()}
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = (
             f"the directory {name!r} is not a complete model with a tokenizer and safetensors weights"
@@ -123,7 +131,41 @@ def load_frozen(
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model: cannot load {name!r}: {where} ({reason})") from error
-    return freeze(model if spread else model.to(place)), tokenizer
+
+
+def pin(source: str | Path) -> dict[str, str]:
+    """Return what tells the model at `source` from another one that takes its place.
+
+    Of a directory ``{"sha256": digest}`` over names, sizes and contents of its weights, settings and tokenizer; a file
+    above 256 MiB enters by 4,096 evenly spaced blocks of 4 KiB. Of a model on the hub ``{"revision": commit}``.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    local = Path(source).expanduser()
+    if local.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(path for path in local.iterdir() if path.suffix in _MODEL_FILES and path.is_file()):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            _read_into(digest, file)
+        return {"sha256": digest.hexdigest()}
+    from transformers.utils.hub import cached_file
+
+    with _found(source) as (name, where):
+        # The hub's cache has a folder a commit: …/snapshots/<commit>/config.json.
+        return {"revision": Path(str(cached_file(name, "config.json", **where))).parent.name}
+
+
+def _read_into(digest: Any, file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as data:
+        if size <= _HASHED_WHOLE:
+            while block := data.read(1 << 20):
+                digest.update(block)
+            return
+        for number in range(_HASHED_SAMPLE):
+            data.seek(number * size // _HASHED_SAMPLE)
+            digest.update(data.read(4096))
 
 
 def input_device(model: Any) -> torch.device:

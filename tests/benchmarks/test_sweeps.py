@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.sweeps import SWEEPS, select
 from offprompts_env.errors import ConfigError
 
@@ -38,6 +39,20 @@ def test_assets_of_ones_own_are_other_runs_of_the_same_ids() -> None:
     assert not {run.key for run in own} & {run.key for run in usual}
     assert {run.point.setting.bundle for run in own} == {"/assets"}  # type: ignore[attr-defined]
     assert {run.key for run in select(ONE_RUN, bundle="/assets")} == {run.key for run in select(ONE_RUN)}
+
+
+def test_a_number_of_prompts_is_for_sweeps_on_text() -> None:
+    fewer = select(["movielens/prompts=50"], prompts=50)
+    assert {run.point.setting.prompts for run in fewer} == {50}  # type: ignore[attr-defined]
+    assert {run.point.x for run in fewer} == {50}
+    assert len(fewer) == len(select(["movielens"]))
+    assert {run.key for run in select(["movielens_budget"], prompts=50)}.isdisjoint(
+        {run.key for run in select(["movielens_budget"])}
+    )
+    assert {run.key for run in select(ONE_RUN, prompts=50)} == {run.key for run in select(ONE_RUN)}
+    with pytest.raises(SystemExit):
+        main(["list", "movielens", "--prompts", "x"])
+    assert main(["list", "movielens", "--prompts", "5000"]) == 2
 
 
 @pytest.mark.parametrize(

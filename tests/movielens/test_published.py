@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,10 +26,15 @@ from transformers import (
 
 import agents
 import offprompts_env as op
+from agents.cli import main
+from offprompts_env.errors import BundleError
 from offprompts_env.movielens.build import BuildConfig, build_assets, published, small
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.lexicon import lexicon
+from offprompts_env.movielens.pipeline import data, reward
+from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.loading import pin
 from tests.tiny_movielens import made_up, write_atomic
 
 CHAT = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
@@ -88,7 +95,103 @@ def test_the_published_settings() -> None:
     assert (config.lm, config.encoder) == ("mistralai/Mistral-7B-Instruct-v0.2", "distilbert-base-uncased")
     assert (config.filter.min_user, config.filter.min_item) == (10, 10)
     assert config.chat_template
+    assert (config.decoding.max_new_tokens, config.simulator.encoder_learning_rate) == (64, 3e-5)
     assert len(lexicon()) >= 1000
+    # What was set by hand stays.
+    own = published(replace(BuildConfig(), lm="own", decoding=Decoding(max_new_tokens=9)))
+    assert (own.lm, own.decoding.max_new_tokens) == ("own", 9)
+
+
+def build(checkpoints: Path, tmp_path: Path, **settings: object) -> Path:
+    """Build the bundle of a few made-up ratings."""
+    raw = tmp_path / "raw"
+    if not raw.exists():
+        raw.mkdir()
+        write_atomic(raw, *made_up())
+    config = configuration(checkpoints, **settings)
+    config = replace(config, filter=replace(config.filter, min_user=2, min_item=2))
+    return build_assets(raw, tmp_path / "bundle", config, work=tmp_path / "work", quiet=True)
+
+
+def test_a_named_model_is_the_one_that_was_there(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named by an absolute path and a digest; another one in its place is refused, and builds anew."""
+    models = tmp_path / "models"
+    shutil.copytree(checkpoints, models)
+    monkeypatch.chdir(models)
+    fitted: list[int] = []
+    fit = data.user_vectors
+    monkeypatch.setattr(reward, "user_vectors", lambda *given: (fitted.append(1), fit(*given))[1])
+    out = build(Path(), tmp_path)
+    # Two folds and one for judging of each training, however many epochs: that of the split, which is judged once more
+    # at its end, and that of the shipped simulator, whose collaborative sibling has two folds of its own.
+    assert len(fitted) == (2 + 1 + 1) + (2 + 1) + 2
+    monkeypatch.chdir(tmp_path)
+    said = Bundle.open(out).info.language_model
+    assert said["source"] == str(models / "mistral")
+    assert said["sha256"] == pin(models / "mistral")["sha256"]
+    assert Bundle.open(out).language_model.chat_template
+    kept = {path.name for path in (tmp_path / "work").iterdir()}
+    shutil.move(models, tmp_path / "moved")
+    build(tmp_path / "moved", tmp_path)
+    assert {path.name for path in (tmp_path / "work").iterdir()} == kept
+    other = MistralForCausalLM.from_pretrained(tmp_path / "moved" / "mistral")
+    other.lm_head.weight.data += 0.1
+    other.save_pretrained(tmp_path / "moved" / "mistral")
+    with pytest.raises(BundleError, match=r"expected the language model in .*/moved/mistral that this was built with"):
+        _ = Bundle.open(out).language_model
+    build(tmp_path / "moved", tmp_path)
+    assert len([p for p in (tmp_path / "work").iterdir() if p.name.startswith("sentences-")]) == 2
+    assert Bundle.open(out).language_model.chat_template
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(checkpoints: Path, tmp_path: Path) -> None:
+    """A hub's cache, as downloads leave it: two commits, of which a pinned one is loaded."""
+    home, first, second = tmp_path / "hub", "a" * 40, "b" * 40
+    for commit in (first, second):
+        shutil.copytree(checkpoints / "mistral", home / "models--some--model" / "snapshots" / commit)
+    path = home / "models--some--model" / "snapshots" / second / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [2, 7]}), encoding="utf-8")
+    (home / "models--some--model" / "refs").mkdir()
+    (home / "models--some--model" / "refs" / "main").write_text(second, encoding="utf-8")
+    code = (
+        "from offprompts_env.text.loading import pin\n"
+        "from offprompts_env.text.language_model import CausalLM\n"
+        "print(pin('some/model'))\n"
+        f"for revision in (None, '{first}'):\n"
+        "    lm = CausalLM.from_pretrained('some/model', pad_token='</s>', revision=revision)\n"
+        "    print(lm.model.generation_config.eos_token_id)\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(home), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [str({"revision": second}), "[2, 7]", "2"]
+
+
+def test_what_a_build_takes_is_told_before(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_atomic(raw, *made_up())
+    words = ["build-assets", "--raw", str(raw), "--out", str(tmp_path / "b"), "--lm", str(checkpoints / "mistral")]
+    words += ["--encoder", str(checkpoints / "distilbert"), "--filter.min-user", "2", "--filter.min-item", "2"]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    movies = int(re.search(r"([\d,]+) movies", said)[1])
+    assert f"{movies * 16:,} about movies, {movies * 2:,} for components" in said
+    size = (checkpoints / "mistral" / "model.safetensors").stat().st_size
+    assert f"language model {size / 2**20:,.1f} MiB" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+    monkeypatch.setattr("offprompts_env.movielens.build.free_disk", lambda folder: 1000)
+    assert main([*words, "--dry-run"]) == 1
+    assert "of free disk for stages and bundle, found 0.0 MiB" in capsys.readouterr().err
+    monkeypatch.setattr("offprompts_env.movielens.build.free_disk", lambda folder: 1 << 50)
+    monkeypatch.setattr("offprompts_env.movielens.build.physical_memory", lambda: 1000)
+    assert main(words) == 2
+    assert "expected weights that fit" in capsys.readouterr().err
+    assert main([*words[:-6], "--lm", str(tmp_path / "nowhere"), "--dry-run"]) == 1
+    assert "found none; check the path" in capsys.readouterr().err
 
 
 def test_the_pipeline_on_the_same_architectures(

@@ -192,6 +192,7 @@ def train_simulator(
     vectors = (
         crossfitted_vectors(benchmark, split, config, rng) if with_users else np.zeros((len(train), _dim(benchmark)))
     )
+    judging = held_out_vectors(benchmark, split, with_users=with_users)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if with_users:
@@ -223,7 +224,7 @@ def train_simulator(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            figures = held_out(simulator, benchmark, sentences, split, split.validation, with_users=with_users)
+            figures = held_out(simulator, benchmark, sentences, split.validation, vectors=judging)
             if progress is not None:
                 progress(figures.log_loss)
             if figures.log_loss < best:
@@ -256,29 +257,30 @@ def crossfitted_vectors(
     return vectors
 
 
+def held_out_vectors(benchmark: Benchmark, split: Split, *, with_users: bool = True) -> np.ndarray:
+    """Return user vectors fitted without validation and test reactions, (n_users, d_x); zeros without users."""
+    if not with_users:
+        return np.zeros((len(benchmark.user_ids), _dim(benchmark)))
+    excluded = np.zeros(len(benchmark.reactions), dtype=bool)
+    excluded[split.validation] = excluded[split.test] = True
+    return user_vectors(benchmark, excluded)
+
+
 def held_out(
     simulator: LikeSimulator,
     benchmark: Benchmark,
     sentences: Sequence[Sequence[str]],
-    split: Split,
     which: np.ndarray,
     *,
-    with_users: bool = True,
+    vectors: np.ndarray,
     n_sentences: int = 1,
 ) -> HeldOut:
     """Return the figures on the reactions at `which`, from the mean probability over `n_sentences` sentences each.
 
-    User vectors are fitted without validation and test reactions. One sentence: every reaction gets one of its movie's
-    sentences (sentence number = position of the reaction modulo their number).
+    `vectors` are those of :func:`held_out_vectors`. One sentence: every reaction gets one of its movie's sentences
+    (sentence number = position of the reaction modulo their number).
     """
-    n = len(benchmark.reactions)
     reactions: Reactions = benchmark.reactions.take(which)
-    if with_users:
-        excluded = np.zeros(n, dtype=bool)
-        excluded[split.validation] = excluded[split.test] = True
-        vectors = user_vectors(benchmark, excluded)
-    else:
-        vectors = np.zeros((len(benchmark.user_ids), _dim(benchmark)))
     probability = np.zeros(len(reactions))
     for offset in range(n_sentences):
         texts = [
