@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 
 from offprompts_env.config import Config, check_integer
 from offprompts_env.errors import ActionError, ConfigError, ResetNeededError, unknown_name
+from offprompts_env.printing import printable
 from offprompts_env.simulator import (
     ContextSource,
     GaussianOutputs,
@@ -258,7 +259,7 @@ class PromptEnv(_Marked, gym.Env[Any, Any]):
         user = f"{info['user_id']}, " if "user_id" in info else ""
         user += describe(self._block.contexts, self._row) if describe else vector(self._context[self._row])
         prompt = f'{action} "{info["prompt"]}"' if "prompt" in info else str(action)
-        return (
+        return printable(
             f"user    {user}\n"
             f"query   {info.get('query_text', vector(self._query[self._row]))}\n"
             f"prompt  {prompt}\n"

@@ -8,20 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.inspection.report import plain
+from offprompts_env.printing import printable
 from offprompts_env.types import Estimate
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print `content` as JSON; numbers that JSON does not know become null."""
     print(printable(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)))
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with what would steer a terminal, or cannot be printed, escaped as in JSON; lines stay lines.
-
-    Titles and sentences come from elsewhere, and ``\x1b]0;…`` in one would rename the window of who looks at it.
-    """
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def say(message: str) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from agents.cli.logs import ColumnNames, open_log
-from agents.cli.output import print_json, printable
+from agents.cli.output import print_json
 from offprompts_env.config import check_integer
 from offprompts_env.manifest import MANIFEST
+from offprompts_env.printing import printable
 from offprompts_env.streaming import LogStream
 from offprompts_env.types import FloatArray, LoggedDataset
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from agents.cli.output import print_json, printable
+from agents.cli.output import print_json
+from offprompts_env.printing import printable
 from offprompts_env.text.store import SentenceStore
 
 

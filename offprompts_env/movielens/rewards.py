@@ -124,7 +124,8 @@ class UnpromptedSentences:
         store: SentenceStore | None = None,
     ) -> None:
         check_integer("baseline_samples", n_samples, 1)
-        self.language_model, self.formatter, self.n_samples = language_model, formatter, n_samples
+        self.language_model, self.n_samples = language_model, n_samples
+        self.formatter = formatter.guarded(language_model)
         self.store = store
         self._sentences = {
             query: tuple(sentences[:n_samples]) for query, sentences in known.items() if len(sentences) >= n_samples

@@ -309,8 +309,8 @@ class FrozenSentences:
             prompt = int(actions[row])
             name = "" if self.prompts.texts is None else f" {self.prompts.texts[prompt]!r}"
             raise DataError(
-                f"frozen sentences: expected sentences about {texts[row]!r} with prompt {prompt}{name}, but the table "
-                f"has none ({len(wrong)} such rounds); export the product of queries and prompts, or a log that has it"
+                f"frozen sentences: expected sentences about {texts[row]!r:.200} with prompt {prompt}{name}, but the "
+                f"table has none ({len(wrong)} such rounds); export the product of queries and prompts, or such a log"
             )
         return rows
 
@@ -370,8 +370,8 @@ class Unwritten:
             DataError: always.
         """
         raise DataError(
-            f"frozen sentences: expected {prompts[0]!r} to be answered in the table, found fewer sentences without a "
-            "prompt than baseline_samples; ask for fewer, or export more"
+            f"frozen sentences: expected {prompts[0]!r:.200} to be answered in the table, found fewer sentences "
+            "without a prompt than baseline_samples; ask for fewer, or export more"
         )
 
 

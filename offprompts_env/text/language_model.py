@@ -12,6 +12,7 @@ new keys and values into one allocation, rather than copying all at each step, m
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,9 @@ _WORTH_SHARING = 128
 
 # Tokens in which a stop pattern is looked for after each new one.
 _PATTERN_TAIL = 64
+
+# Marks such as [INST] or <|user|>.
+_BRACKETED = re.compile(r"\[[^\s\[\]]+\]|<[^\s<>]+>")
 
 # A batch is compacted when at most this share of its rows still runs: copying the cache costs about half a step.
 _COMPACT_BELOW = 0.75
@@ -206,6 +210,18 @@ class CausalLM:
         template = self.tokenizer.chat_template if self.chat_template else None
         return fingerprint_of(self.model, self.tokenizer, self.decoding, template)
 
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts that control: special tokens, and marks in brackets that a chat template sets around a turn.
+
+        Those of one character are left out; they cannot be taken apart.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        found = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        if self.chat_template:
+            found.update(_BRACKETED.findall(" ".join(self._in_chat(["x"]))))
+        return tuple(sorted(token for token in found if len(token) > 1))
+
     @property
     def deterministic(self) -> bool:
         """True under greedy decoding."""
@@ -286,21 +302,24 @@ class CausalLM:
         return batches
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
-        if self.chat_template:
-            turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            prompts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompts = self._in_chat(prompts) if self.chat_template else prompts
         encoded: list[list[int]] = self.tokenizer(prompts, add_special_tokens=not self.chat_template)["input_ids"]
         room = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
         needed = len(encoded[longest]) + self.decoding.max_new_tokens
         if room is not None and needed > room:
             raise ModelError(
-                f"prompt: expected at most {room} tokens with the continuation, but {prompts[longest]!r} has "
+                f"prompt: expected at most {room} tokens with the continuation, but {prompts[longest]!r:.200} has "
                 f"{len(encoded[longest])} and max_new_tokens={self.decoding.max_new_tokens}; shorten either"
             )
         if min(len(ids) for ids in encoded) == 0:
             raise ModelError("prompt: the tokenizer returned no token for a prompt; check the tokenizer")
         return encoded
+
+    def _in_chat(self, prompts: list[str]) -> list[str]:
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        framed: list[str] = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return framed
 
     @torch.inference_mode()
     def _continue(self, prompts: list[list[int]], which: IntArray, uniforms: torch.Tensor) -> list[list[int]]:

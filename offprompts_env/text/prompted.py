@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,15 +23,19 @@ _SLOT = re.compile(r"\{(query|prompt)\}")
 class PromptFormatter:
     """What the language model is asked.
 
-    Only ``{query}`` and ``{prompt}`` are slots; other braces, in the templates or in what fills them, are text.
+    Only ``{query}`` and ``{prompt}`` are slots; other braces, in the templates or in what fills them, are text. So are
+    control tokens of a language model, such as ``</s>`` or ``<|im_start|>``, in what fills a slot of a :meth:`guarded`
+    formatter: a title cannot end the prompt or take another part in a chat. In the templates they control.
 
     Attributes:
         template: with ``{query}`` and ``{prompt}``.
         template_without_prompt: with ``{query}`` only.
+        control: texts that a tokenizer reads as control tokens.
     """
 
     template: str
     template_without_prompt: str
+    control: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, needed in (("template", {"query", "prompt"}), ("template_without_prompt", {"query"})):
@@ -41,9 +46,28 @@ class PromptFormatter:
 
     def ask(self, query: str, prompt: str | None = None) -> str:
         """Return the request about `query`, steered by `prompt` where there is one."""
+        if self.control:
+            query, prompt = _as_text(query, self.control), None if prompt is None else _as_text(prompt, self.control)
         if prompt is None:
             return _SLOT.sub(lambda _: query, self.template_without_prompt)
         return _SLOT.sub(lambda slot: query if slot[1] == "query" else prompt, self.template)
+
+    def guarded(self, language_model: LanguageModel) -> PromptFormatter:
+        """Return the formatter that keeps control tokens of `language_model`, where it tells them, out of slots."""
+        return replace(self, control=tuple(getattr(language_model, "control_tokens", ())))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _as_text(text: str, control: tuple[str, ...]) -> str:
+    """Return `text` with a blank behind the first character of whatever would be read as a control token."""
+    pattern = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+    # Taking one token apart may leave another one: one within it, say.
+    for _ in control:
+        broken = re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        if broken == text:
+            break
+        text = broken
+    return text
 
 
 @runtime_checkable
@@ -92,7 +116,7 @@ class PromptedLM:
         if prompts.texts is None:
             raise ConfigError("prompts: a language model needs prompt texts, got embeddings only; pass texts=")
         self.language_model, self.encoder = language_model, encoder
-        self.prompts, self.formatter = prompts, formatter
+        self.prompts, self.formatter = prompts, formatter.guarded(language_model)
         self._texts = prompts.texts
 
     @property
