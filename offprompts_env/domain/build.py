@@ -42,6 +42,7 @@ from offprompts_env.movielens.bundle import MANIFEST, BundleInfo, write_manifest
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.pipeline import evaluation, reward
 from offprompts_env.movielens.pipeline.data import Benchmark, Reactions, TasteRatings
+from offprompts_env.movielens.pipeline.existing import ExistingModel, save_copy, written
 from offprompts_env.movielens.pipeline.language import make_tokenizer
 from offprompts_env.movielens.pipeline.stages import Stages, digest, locked, one_thread
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
@@ -51,7 +52,10 @@ from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
 from offprompts_env.text.loading import quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
+from offprompts_env.text.store import SentenceStore
 
+_CHUNK = 64  # items described between two signs of progress
+_STEERED = 4  # sentences of each item under random prompts
 _FEW = 100  # held-out reactions below which an AUC is little more than a guess
 
 
@@ -59,7 +63,9 @@ _FEW = 100  # held-out reactions below which an AUC is little more than a guess
 class DomainConfig:
     """Settings of a domain.
 
-    ``lm``: directory or hub id of a causal LM. ``template``: what it is asked, with ``{query}`` (the item's text) and
+    ``lm``: directory or hub id of a causal LM; ``dtype``, ``chat_template``, ``pad_token`` and ``device_map`` as of
+    :class:`~offprompts_env.text.language_model.CausalLM`; ``copy_lm``: whether the bundle holds a copy of it, or only
+    names it. ``template``: what it is asked, with ``{query}`` (the item's text) and
     ``{prompt}``; ``template_without_prompt`` the same with ``{query}`` only: the reference of the reward.
     ``encoder``: directory or hub id of an encoder that the simulator starts from; None trains a small one on the
     sentences. ``sentences_per_item`` are sampled for training. ``dim_*``: principal components kept, at most.
@@ -73,6 +79,11 @@ class DomainConfig:
     encoder: str | None = None
     seed: int = 0
     device: str = "cpu"
+    dtype: str = "auto"
+    chat_template: bool = False
+    pad_token: str | None = None
+    device_map: str | None = None
+    copy_lm: bool = True
     reactions: ReactionRule = field(default_factory=ReactionRule)
     simulator: reward.SimulatorConfig = field(
         default_factory=lambda: reward.SimulatorConfig(encoder_width=64, encoder_layers=1, items_per_batch=8)
@@ -143,9 +154,24 @@ class _DomainBuild:
         stages.keys["read"] = digest(tables)
 
     @cached_property
+    def existing(self) -> ExistingModel:
+        """Where the language model is, and how it is used."""
+        config = self.config
+        return ExistingModel(
+            config.lm,
+            config.decoding,
+            device=config.device,
+            dtype=config.dtype,
+            chat_template=config.chat_template,
+            pad_token=config.pad_token,
+            device_map=config.device_map,
+            copied=config.copy_lm,
+        )
+
+    @cached_property
     def lm(self) -> CausalLM:
         """The language model."""
-        return CausalLM.from_pretrained(self.config.lm, decoding=self.config.decoding, device=self.config.device)
+        return self.existing.load()
 
     @cached_property
     def sentences(self) -> tuple[list[list[str]], list[str]]:
@@ -154,22 +180,29 @@ class _DomainBuild:
         self.stages.keys["lm"] = self.lm.fingerprint
 
         def make(folder: Path) -> None:
-            rng = stream(config.seed, "sentences")
-            told, steered = [], []
-            with self.stages.progress("sentences", len(texts)) as step:
-                for text in texts:
-                    asked = [self.formatter.ask(text)] * config.sentences_per_item
-                    under = [self.formatter.ask(text, prompts[rng.integers(len(prompts))]) for _ in range(4)]
-                    said = self.lm.generate([*asked, *under], rng)
-                    told.append(said[: len(asked)])
-                    steered += said[len(asked) :]
+            rng, each = stream(config.seed, "sentences"), config.sentences_per_item
+            told_of, steered = [], []
+            store = SentenceStore(self.stages.work / "sentences.db")
+            with self.stages.progress("sentences", -(-len(texts) // _CHUNK)) as step, store:
+                for start in range(0, len(texts), _CHUNK):
+                    chunk = texts[start : start + _CHUNK]
+                    asked = [self.formatter.ask(text) for text in chunk for _ in range(each)]
+                    said = written(self.lm, store, asked, list(range(each)) * len(chunk), config.seed)
+                    told_of += [said[i : i + each] for i in range(0, len(said), each)]
+                    drawn = rng.integers(len(prompts), size=(len(chunk), _STEERED))
+                    under = [
+                        self.formatter.ask(text, prompts[prompt])
+                        for text, row in zip(chunk, drawn, strict=True)
+                        for prompt in row
+                    ]
+                    steered += written(self.lm, store, under, list(range(_STEERED)) * len(chunk), config.seed)
                     step(None)
-            (folder / "sentences.json").write_text(json.dumps([told, steered], ensure_ascii=False), encoding="utf-8")
+            (folder / "sentences.json").write_text(json.dumps([told_of, steered], ensure_ascii=False), encoding="utf-8")
 
         settings = (config.sentences_per_item, config.decoding, self.formatter, config.seed)
         path = self.stages.folder("sentences", ("read", "lm"), settings, make)
-        told, steered = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
-        return told, steered
+        told_of, steered = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
+        return told_of, steered
 
     @cached_property
     def features(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -216,6 +249,10 @@ class _DomainBuild:
         tokenizer = make_tokenizer(texts, config.vocabulary, pieces=())
         return reward.make_small_simulator(config.simulator, d_x, integer_seed(config.seed, "encoder"), tokenizer)
 
+    def _trained(self, folder: Path) -> LikeSimulator:
+        """Load a simulator that was trained, where it is to compute."""
+        return LikeSimulator.load(folder, device="cpu" if self.config.encoder is None else self.config.device)
+
     def held_out(self) -> list[dict[str, Any]]:
         """Train and test on random splits, with and without the user; one row per split."""
         config, told = self.config, self.sentences[0]
@@ -257,7 +294,7 @@ class _DomainBuild:
             with self.stages.progress("simulator", config.simulator.epochs) as step:
                 reward.train_simulator(simulator, self.benchmark, told, split, config.simulator, seed, progress=step)
             simulator.save(folder / "simulator")
-            states = LikeSimulator.load(folder / "simulator").encode([text for said in told for text in said])
+            states = self._trained(folder / "simulator").encode([text for said in told for text in said])
             train = self.benchmark.reactions.take(split.train)
             fit_collaborative(
                 reward.crossfitted_vectors(self.benchmark, split, config.simulator, stream(seed, "folds")),
@@ -279,12 +316,14 @@ class _DomainBuild:
         said = [text for samples in told for text in samples] + steered
 
         def make(folder: Path) -> None:
-            simulator = LikeSimulator.load(simulator_path / "simulator")
+            simulator = self._trained(simulator_path / "simulator")
             head = simulator.config
             spoken = TextEncoder(
                 simulator.encoder, simulator.tokenizer, pooling=head.pooling, max_tokens=head.max_tokens
             )
-            thought = TextEncoder(self.lm.model.base_model, self.lm.tokenizer, pooling="last")
+            thought = TextEncoder(
+                self.lm.model.base_model, self.lm.tokenizer, pooling="last", pad_token=config.pad_token
+            )
             query_format = self.formatter.template_without_prompt.replace("{query}", "{text}")
             for name, encoder, texts, dim, text_format, model in (
                 ("sentence", spoken, said, config.dim_sentence, "{text}", "simulator"),
@@ -306,7 +345,7 @@ class _DomainBuild:
             figures = evaluation.measure_prompts(
                 self.lm,
                 self.formatter,
-                LikeSimulator.load(simulator_path / "simulator"),
+                self._trained(simulator_path / "simulator"),
                 shipped_user_vectors(self.benchmark),
                 tables.texts,
                 [samples[:NO_PROMPT_SAMPLES] for samples in self.sentences[0]],
@@ -373,8 +412,8 @@ class _DomainBuild:
                 for sample, text in enumerate(samples[:NO_PROMPT_SAMPLES])
             ),
         )
-        self.lm.model.save_pretrained(folder / "lm")
-        self.lm.tokenizer.save_pretrained(folder / "lm")
+        if config.copy_lm:
+            save_copy(self.lm, folder / "lm")
         shutil.copytree(simulator / "simulator", folder / "simulator")
         shutil.copy(simulator / "collaborative.safetensors", folder)
         shutil.copytree(encoders, folder / "encoders")
@@ -390,6 +429,7 @@ class _DomainBuild:
                 template=config.template,
                 template_without_prompt=config.template_without_prompt,
                 decoding=config.decoding.to_mapping(),
+                language_model=self.existing.described(),
                 user_features=self.features[1],
                 config=settings,
                 domain="own",

@@ -40,8 +40,9 @@ from offprompts_env.movielens.bundle import MANIFEST, Bundle, BundleInfo, write_
 from offprompts_env.movielens.collaborative import CollaborativeConfig, fit_collaborative
 from offprompts_env.movielens.grammar import HEADS, NOUN_HINT, OPENERS
 from offprompts_env.movielens.lexicon import Keyword, lexicon
-from offprompts_env.movielens.pipeline import card, evaluation, reward
+from offprompts_env.movielens.pipeline import card, evaluation, existing, reward
 from offprompts_env.movielens.pipeline.data import TASTE_NAMES, Benchmark, FilterConfig, prepare, user_vectors
+from offprompts_env.movielens.pipeline.existing import ExistingModel
 from offprompts_env.movielens.pipeline.language import (
     TEMPLATE,
     TEMPLATE_WITH_KEYWORD,
@@ -54,7 +55,6 @@ from offprompts_env.movielens.pipeline.stages import Stages, digest, locked, one
 from offprompts_env.movielens.raw import read_movielens
 from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
 from offprompts_env.rng import integer_seed, stream
-from offprompts_env.text.cache import sample_generator
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
@@ -219,10 +219,13 @@ class _Build:
 
     def lm(self) -> CausalLM:
         """Load the language model with the configured decoding."""
+        return self._existing(str(self.language_model())).load()
+
+    def _existing(self, source: str) -> ExistingModel:
         config = self.config
-        return CausalLM.from_pretrained(
-            self.language_model(),
-            decoding=config.decoding,
+        return ExistingModel(
+            source,
+            config.decoding,
             device=config.device,
             dtype=config.dtype,
             chat_template=config.chat_template,
@@ -230,7 +233,7 @@ class _Build:
             device_map=config.device_map,
             batch_size=config.batch_size,
             max_batch_tokens=config.max_batch_tokens,
-            revision=dict(self._pins.get(config.lm or "", [])).get("revision"),
+            copied=config.lm is None or config.copy_lm,
         )
 
     def sentences(self) -> list[list[str]]:
@@ -241,17 +244,16 @@ class _Build:
         def make(folder: Path) -> None:
             lm = self.lm()
             told: list[list[str]] = []
-            movies = self.benchmark.movies
+            movies, each = self.benchmark.movies, config.sentences_per_movie
             starts = range(0, len(movies), _CHUNK)
             store = SentenceStore(self.stages.work / "sentences.db")
             with self.stages.progress("sentences", len(starts)) as step, store:
                 for start in starts:
                     chunk = movies[start : start + _CHUNK]
-                    texts = self._told(lm, store, [movie.title for movie in chunk])
-                    told += [
-                        texts[i : i + config.sentences_per_movie]
-                        for i in range(0, len(texts), config.sentences_per_movie)
-                    ]
+                    # Two movies of one title are told the same.
+                    asked = [self.formatter.ask(movie.title) for movie in chunk for _ in range(each)]
+                    texts = existing.written(lm, store, asked, list(range(each)) * len(chunk), config.seed)
+                    told += [texts[i : i + each] for i in range(0, len(texts), each)]
                     step(None)
             (folder / "sentences.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
 
@@ -259,18 +261,6 @@ class _Build:
         path = self.stages.folder("sentences", ("language-model", "filter"), settings, make)
         told: list[list[str]] = json.loads((path / "sentences.json").read_text(encoding="utf-8"))
         return told
-
-    def _told(self, lm: CausalLM, store: SentenceStore, titles: Sequence[str]) -> list[str]:
-        """Return `sentences_per_movie` sentences about each title; two movies of one title are told the same."""
-        each, seed = self.config.sentences_per_movie, self.config.seed
-        asked = [self.formatter.ask(title) for title in titles for _ in range(each)]
-        samples = list(range(each)) * len(titles)
-
-        def write(rows: Sequence[int]) -> list[str]:
-            rngs = [sample_generator(lm.fingerprint, seed, samples[row], asked[row]) for row in rows]
-            return lm.generate([asked[row] for row in rows], rngs)
-
-        return store.complete(lm.fingerprint, f"build {seed}", asked, samples, write)
 
     def pretrained(self) -> LikeSimulator:
         """Return a simulator with an untrained head on the small encoder after pretraining, or on the existing one."""
@@ -511,9 +501,7 @@ class _Build:
         if config.lm is None:
             shutil.copytree(self.language_model(), folder / "lm")
         elif config.copy_lm:
-            lm = self.lm()
-            lm.model.save_pretrained(folder / "lm")
-            lm.tokenizer.save_pretrained(folder / "lm")
+            existing.save_copy(self.lm(), folder / "lm")
         shutil.copytree(simulator / "simulator", folder / "simulator")
         shutil.copy(simulator / "collaborative.safetensors", folder)
         shutil.copytree(encoders, folder / "encoders")
@@ -537,26 +525,11 @@ class _Build:
                 template=self.formatter.template,
                 template_without_prompt=self.formatter.template_without_prompt,
                 decoding=config.decoding.to_mapping(),
-                language_model={
-                    **self._named(),
-                    "chat_template": config.chat_template,
-                    "pad_token": config.pad_token,
-                    "dtype": config.dtype,
-                },
+                language_model=self._existing(str(self.language_model())).described(),
                 user_features=TASTE_NAMES,
                 config=settings,
             ),
         )
-
-    def _named(self) -> dict[str, Any]:
-        """Return where the language model is that the bundle holds no copy of, and which one was there."""
-        config = self.config
-        if config.lm is None or config.copy_lm:
-            return {"source": None}
-        local = Path(config.lm).expanduser()
-        source = str(local.resolve()) if local.is_dir() else config.lm
-        spread = {} if config.device_map is None else {"device_map": config.device_map}
-        return {"source": source, **dict(self._pins[config.lm]), **spread}
 
 
 def shipped_user_vectors(benchmark: Benchmark) -> np.ndarray:
