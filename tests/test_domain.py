@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,6 +24,7 @@ from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.pipeline.reward import SimulatorConfig
 from offprompts_env.text.decoding import Decoding
+from offprompts_env.text.language_model import CausalLM
 from tests import tiny_models
 
 ITEMS, USERS = 12, 10
@@ -181,6 +184,48 @@ def test_without_features_words_take_their_place(tmp_path: Path, settings: Domai
     with pytest.warns(UserWarning, match="rests on"):
         made = build_domain(*(tmp_path / name for name in FILES), tmp_path / "bundle", settings)
     assert Bundle.open(made).info.user_features[0] == "text 1"
+
+
+def test_a_chat_model_that_stays_where_it_is(
+    tmp_path: Path, settings: DomainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked as a chat, named with a checksum; a build that is stopped asks for no sentence again."""
+    model = tmp_path / "chat"
+    shutil.copytree(settings.lm, model)
+    tokens = tiny_models.tokenizer(pad=False)
+    tokens.chat_template = "{% for m in messages %}w7 {{ m['content'] }} w8{% endfor %}"
+    tokens.save_pretrained(model)
+    chat = replace(settings, lm=str(model), chat_template=True, pad_token="[eos]", copy_lm=False)
+    folder = write_domain(tmp_path / "files")
+    files = [folder / name for name in FILES]
+    asked: list[int] = []
+    generate = CausalLM.generate
+
+    def stopped(lm: CausalLM, prompts: list[str], rng: object) -> list[str]:
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return generate(lm, prompts, rng)
+
+    monkeypatch.setattr("offprompts_env.domain.build._CHUNK", 2)
+    monkeypatch.setattr(CausalLM, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_domain(*files, tmp_path / "bundle", chat)
+    wanted: list[int] = []
+    monkeypatch.setattr(CausalLM, "generate", lambda lm, p, rng: (wanted.append(len(p)), generate(lm, p, rng))[1])
+    with pytest.warns(UserWarning, match="rests on"):
+        out = build_domain(*files, tmp_path / "bundle", chat)
+    # Two items a chunk: four sentences of each without a prompt, then four under prompts.
+    assert asked == [8, 8, 8]
+    assert wanted[0] == 8
+    assert wanted[: ITEMS - 3] == [8] * (ITEMS - 3)
+    assert not (out / "lm").exists()
+    said = Bundle.open(out).info.language_model
+    assert (said["source"], said["chat_template"], said["pad_token"]) == (str(model), True, "[eos]")
+    assert Bundle.open(out).language_model.chat_template
+    env = gym.make("OffPrompts-MovieLens-v0", bundle=str(out))
+    env.reset(seed=0)
+    assert env.step(0)[4]["sentence"]
 
 
 def test_new_process_finds_it_by_module(bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from offprompts_env.errors import ConfigError, DataError, DimensionError, OffPro
 from offprompts_env.simulator import Simulator
 from offprompts_env.synthetic import SyntheticConfig
 from offprompts_env.types import Contexts, LoggedDataset, Outputs
-from tests.agents.test_learners import QUICK_CLONING, QUICK_DENSITY, SHORT, identical
+from tests.agents.test_learners import QUICK_CLONING, QUICK_DENSITY, SHORT, Black, identical
 
 D_O = 20
 QUICK_REWARDS = agents.PolynomialRidge(2)
@@ -224,3 +224,34 @@ def test_bad_input(log: LoggedDataset, world: Simulator, tmp_path: Path) -> None
         embedding.save(tmp_path)
     with pytest.raises(ConfigError, match="pass generator="):
         agents.Embedded(agents.DSO(steps=3)).fit(log, logging_policy=agents.UniformPolicy(12))
+
+
+@pytest.mark.slow
+def test_dso_learns_more_where_sentences_say_much_that_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight worlds with 18 nuisance numbers in a sentence: DSO over uniform, with raw and with learned distances."""
+    settings = {"steps": 4000, "learning_rate": 1e-3, "max_sentences": 60_000, "refresh": 50}
+    dso = agents.DSO(**settings, density=agents.NetworkDensity(steps=4000))
+    gained: dict[str, list[float]] = {"raw": [], "users": [], "round": []}
+    for seed in range(8):
+        world = SyntheticConfig(n_prompts=50, output_dim=D_O, seed=seed).build(rewards=Products())
+        quick = agents.PromptRewardRegression(steps=2000)
+        logging = agents.logging_policy(world, n=2000, regression=quick, seed=seed)
+        log = op.collect(world, logging, 4000, seed=seed)
+        learners = {
+            "raw": dso,
+            "users": agents.Embedded(dso, agents.RewardEmbedding(readers=16)),
+            "round": agents.Embedded(dso, agents.RewardEmbedding(of="round")),
+        }
+        uniform = world.policy_value(agents.UniformPolicy(50), n=4000)
+        for name, learner in learners.items():
+            policy = learner.fit(log, generator=Black(world.outputs), logging_policy=logging, seed=seed)
+            gained[name].append(world.policy_value(policy, n=4000).minus(uniform).value)
+    found = {name: np.array(values) for name, values in gained.items()}
+    with capsys.disabled():
+        for name, values in found.items():
+            over = values - found["raw"]
+            error, of_gain = values.std(ddof=1) / 8**0.5, over.std(ddof=1) / 8**0.5
+            print(f"\n{name}: {values.mean():.2f} ± {error:.2f}, over raw {over.mean():.2f} ± {of_gain:.2f}")
+    for name in ("users", "round"):
+        over = found[name] - found["raw"]
+        assert over.mean() > 3 * over.std(ddof=1) / 8**0.5
