@@ -31,7 +31,7 @@ from benchmarks.hot_paths.experiments import experiments
 from benchmarks.hot_paths.exports import exports
 from benchmarks.hot_paths.interchange import interchange
 from benchmarks.hot_paths.learning import estimating, large_catalogue, learning, streaming
-from benchmarks.hot_paths.sentences import around_the_model, sentences
+from benchmarks.hot_paths.sentences import around_the_model, bulk_generation, sentences
 from benchmarks.hot_paths.serving import serving
 from benchmarks.hot_paths.sweeping import sweeping
 from benchmarks.hot_paths.timing import Figure, matmul_flops, seconds
@@ -201,6 +201,7 @@ FIGURES: dict[str, Callable[[], Figure | list[Figure]]] = {
     "text": text,
     "sentences": sentences,
     "around_the_model": around_the_model,
+    "bulk_generation": bulk_generation,
     "closed_form": closed_form,
     "learning": learning,
     "estimating": estimating,

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 import agents
 import offprompts_env as op
 from benchmarks.hot_paths.timing import Figure, seconds
+from offprompts_env.text.bulk import generate, plan
 from offprompts_env.text.freezing import freeze
 from offprompts_env.text.frozen import FrozenSentences
 from offprompts_env.text.store import SentenceStore
@@ -71,20 +73,7 @@ def around_the_model(n: int = 2048) -> Figure:
         # The states of the references are computed once a process, however many rounds follow.
         everything = np.arange(simulator.contexts.n_items)
         simulator.rewards.reference(simulator.contexts.rounds(np.zeros_like(everything), everything))
-        spent = {"write": 0.0, "embed": 0.0}
-
-        # What the models cost is taken inside the recording itself: in batches of another make they cost otherwise.
-        def timed(name: str, call: Callable[..., object], spent: dict[str, float] = spent) -> Callable[..., object]:
-            def run(*arguments: object) -> object:
-                start = time.process_time()
-                result = call(*arguments)
-                spent[name] += time.process_time() - start
-                return result
-
-            return run
-
-        for name in spent:
-            setattr(outputs, name, timed(name, getattr(outputs, name)))
+        spent = _watched(outputs)
         policy = agents.UniformPolicy(simulator.n_prompts)
         with tempfile.TemporaryDirectory() as folder:
             start = time.process_time()
@@ -96,3 +85,46 @@ def around_the_model(n: int = 2048) -> Figure:
     return Figure(
         "recording sentences, around the models", share, "% of generation", "lower", 5, share, "itself; models apart"
     )
+
+
+def bulk_generation(n: int = 2048) -> Figure:
+    """What planning, seeds and the store add to generation and encoding where a store is filled, in processor time."""
+    added, generating = [], []
+    outputs = gym.make("OffPrompts-MovieLens-v0", n_prompts=64).unwrapped.simulator.outputs  # type: ignore[attr-defined]
+    spent = _watched(outputs)
+    titles = gym.make("OffPrompts-MovieLens-v0").unwrapped.simulator.contexts  # type: ignore[attr-defined]
+    queries = titles.rounds(np.zeros(n // 256, np.int64), np.arange(n // 256))
+    for seed in range(3):
+        spent.update(write=0.0, embed=0.0)
+        with tempfile.TemporaryDirectory() as folder, SentenceStore(Path(folder) / "sentences.db") as store:
+            start = time.process_time()
+            requests = outputs.requests(queries.repeat(64), np.tile(np.arange(64), n // 256))
+            planned = plan(outputs, requests, store, samples=4, seed=seed)
+            generate(planned, lambda: outputs, store)
+            added.append(time.process_time() - start - sum(spent.values()))
+        generating.append(spent["write"])
+    share = 100 * float(np.median(np.array(added) / np.array(generating)))
+    return Figure(
+        "filling a store, around the models", share, "% of generation", "lower", 5, share, "itself; models apart"
+    )
+
+
+def _watched(outputs: Any) -> dict[str, float]:
+    """Return a mapping in which `outputs` adds up the processor time of its models from now on.
+
+    It is taken inside the whole that is measured: in batches of another make models cost otherwise.
+    """
+    spent = {"write": 0.0, "embed": 0.0}
+
+    def timed(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            start = time.process_time()
+            result = call(*arguments)
+            spent[name] += time.process_time() - start
+            return result
+
+        return run
+
+    for name in spent:
+        setattr(outputs, name, timed(name, getattr(outputs, name)))
+    return spent
