@@ -156,17 +156,7 @@ class _DomainBuild:
     @cached_property
     def existing(self) -> ExistingModel:
         """Where the language model is, and how it is used."""
-        config = self.config
-        return ExistingModel(
-            config.lm,
-            config.decoding,
-            device=config.device,
-            dtype=config.dtype,
-            chat_template=config.chat_template,
-            pad_token=config.pad_token,
-            device_map=config.device_map,
-            copied=config.copy_lm,
-        )
+        return ExistingModel.of(self.config, self.config.lm)
 
     @cached_property
     def lm(self) -> CausalLM:

@@ -223,18 +223,7 @@ class _Build:
 
     def _existing(self, source: str) -> ExistingModel:
         config = self.config
-        return ExistingModel(
-            source,
-            config.decoding,
-            device=config.device,
-            dtype=config.dtype,
-            chat_template=config.chat_template,
-            pad_token=config.pad_token,
-            device_map=config.device_map,
-            batch_size=config.batch_size,
-            max_batch_tokens=config.max_batch_tokens,
-            copied=config.lm is None or config.copy_lm,
-        )
+        return replace(ExistingModel.of(config, source), copy_lm=config.lm is None or config.copy_lm)
 
     def sentences(self) -> list[list[str]]:
         """Sample `sentences_per_movie` sentences about every movie; within the stage, what is written stays written."""

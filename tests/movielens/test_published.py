@@ -283,8 +283,11 @@ def test_ratings_of_the_size_of_movielens_10m(tmp_path: Path, capsys: pytest.Cap
     activity = rng.lognormal(0, 1.1, users)
     popularity = rng.lognormal(0, 2.0, movies)
     genres = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi")
-    user = rng.choice(users, size=n, p=activity / activity.sum()).astype(np.int32)
-    movie = rng.choice(movies, size=n, p=popularity / popularity.sum()).astype(np.int32)
+    # Each user rates a movie once: twice as many pairs as are needed leave enough when copies are gone.
+    drawn = [rng.choice(len(p), size=2 * n, p=p / p.sum()) for p in (activity, popularity)]
+    pairs = rng.permutation(np.unique(drawn[0] * movies + drawn[1]))[:n]
+    assert len(pairs) == n
+    user, movie = pairs // movies, pairs % movies
     rating = rng.choice([1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0], size=n)
     with (tmp_path / "ratings.dat").open("w", encoding="ascii") as file:
         for start in range(0, n, 1 << 18):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class ExistingModel:
 
     Attributes:
         source: directory or hub id.
-        copied: whether the bundle holds a copy, or only names it.
+        copy_lm: whether the bundle holds a copy, or only names it.
     """
 
     source: str
@@ -32,7 +32,13 @@ class ExistingModel:
     device_map: str | None = None
     batch_size: int = 128
     max_batch_tokens: int = 1 << 16
-    copied: bool = True
+    copy_lm: bool = True
+
+    @classmethod
+    def of(cls, config: Any, source: str) -> ExistingModel:
+        """Return the model at `source`, used as the settings of these names in a build's configuration say."""
+        said = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
+        return cls(**{**said, "source": source})
 
     def load(self) -> CausalLM:
         """Load it; of the hub, the commit that is the newest now."""
@@ -57,7 +63,7 @@ class ExistingModel:
             "pad_token": self.pad_token,
             "dtype": self.dtype,
         }
-        if self.copied:
+        if self.copy_lm:
             return said
         local = Path(self.source).expanduser()
         source = str(local.resolve()) if local.is_dir() else self.source
