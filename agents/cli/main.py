@@ -68,11 +68,13 @@ COMMANDS = {
     "methods": Entry("agents.cli.methods", "Methods", "list learners and estimators, or the settings of one"),
     "learn": Entry("agents.cli.learn", "Learn", "learn a policy from a log"),
     "evaluate": Entry("agents.cli.evaluate", "Evaluate", "estimate a policy's value from a log"),
-    "build-assets": Entry("offprompts_env.cli", "BuildAssets", "build an asset bundle from raw MovieLens files", True),
+    "build-assets": Entry(
+        "offprompts_env.movielens.cli", "BuildAssets", "build an asset bundle from raw MovieLens files", True
+    ),
     "build-domain": Entry(
         "offprompts_env.domain.cli", "BuildDomain", "build a bundle from your own items, reactions and prompts", True
     ),
-    "card": Entry("offprompts_env.cli", "Card", "print the model card of a bundle"),
+    "card": Entry("offprompts_env.movielens.cli", "Card", "print the model card of a bundle"),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from offprompts_env import cli
+from agents import cli
 from offprompts_env.errors import BundleError, ConfigError, DataError, DimensionError, StorageError
 from offprompts_env.movielens import build
 from offprompts_env.movielens.build import BuildConfig, build_assets, catalogue, small
@@ -285,7 +285,7 @@ def test_the_command_line_ends_quietly_when_interrupted(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "build_assets", interrupt)
+    monkeypatch.setattr("offprompts_env.movielens.cli.build_assets", interrupt)
     assert cli.main(["build-assets", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) == 130
     assert "interrupted; run the same command again to go on" in capsys.readouterr().err
 

@@ -1,20 +1,13 @@
-"""The command `offprompts`: one subcommand per thing to do.
-
-offprompts build-assets --raw ml-latest-small --out bundle      build an asset bundle from raw MovieLens files
-offprompts card                                                 print the model card of a bundle
-"""
+"""``offprompts build-assets`` and ``offprompts card``."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from offprompts_env.errors import OffPromptsError
 from offprompts_env.movielens.build import BuildConfig, build_assets, published, small, survey
 from offprompts_env.movielens.bundle import Bundle
 
@@ -63,24 +56,3 @@ class Card:
         bundle = Bundle.open(self.bundle)
         bundle.verify()
         print(bundle.file("MODEL_CARD.md").read_text(encoding="utf-8"))
-
-
-Command = Annotated[BuildAssets, tyro.conf.subcommand("build-assets")] | Annotated[Card, tyro.conf.subcommand("card")]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line `arguments` (default: those of the process); return 0, 1 on an error, 130 on Ctrl-C."""
-    command: BuildAssets | Card = tyro.cli(Command, prog="offprompts", args=arguments)
-    try:
-        command.run()
-    except OffPromptsError as error:
-        print(f"offprompts: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("offprompts: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
