@@ -20,12 +20,13 @@ from agents.cli import main
 from offprompts_env.domain import original_ids, register_domain
 from offprompts_env.domain.build import DomainConfig, build_domain, latent_words, mean_auc
 from offprompts_env.domain.tables import ReactionRule, read_domain
-from offprompts_env.errors import ConfigError, DataError
+from offprompts_env.errors import BundleError, ConfigError, DataError
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.pipeline.reward import SimulatorConfig
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import CausalLM
 from tests import tiny_models
+from tests.text.fault_proxy import FakeModel, sentence_of
 
 ITEMS, USERS = 12, 10
 FILES = ("items.csv", "interactions.csv", "keywords.txt")
@@ -226,6 +227,32 @@ def test_a_chat_model_that_stays_where_it_is(
     env = gym.make("OffPrompts-MovieLens-v0", bundle=str(out))
     env.reset(seed=0)
     assert env.step(0)[4]["sentence"]
+
+
+@pytest.mark.filterwarnings("ignore:.*rests on")
+def test_a_domain_whose_sentences_a_server_writes(tmp_path: Path, settings: DomainConfig) -> None:
+    """Built and played with nothing of the model here; the bundle knows where it is asked, and as what."""
+    files = [write_domain(tmp_path / "files") / name for name in FILES]
+    with FakeModel() as server:
+        config = replace(settings, lm=server.url, served_model="fake", chat_template=True)
+        bundle = Bundle.open(build_domain(*files, tmp_path / "bundle", config))
+        assert not (bundle.directory / "lm").exists()
+        assert (bundle.server.url, bundle.server.model, bundle.server.chat) == (server.url, "fake", True)
+        with pytest.raises(BundleError, match=r"a server writes its sentences; ask bundle\.writer"):
+            _ = bundle.language_model
+        asked = len(server.completions)
+        assert asked >= ITEMS * (4 + 4)
+        env = gym.make("OffPrompts-MovieLens-v0", bundle=str(bundle.directory))
+        log = op.collect(env, UniformPolicy(3), 8, tmp_path / "log", seed=0, progress=False)
+        assert set(log.sentence) <= {sentence_of(r.prompt, r.json.get("seed")) for r in server.completions}
+        assert env.spec.nondeterministic
+        assert "fake" in log.metadata.notes
+        # References are those of the bundle: nothing is asked for but the eight sentences and the probe.
+        assert len(server.completions) - asked <= 8 + 2
+    with pytest.raises(ConfigError, match="served_model: expected the name of the model"):
+        replace(settings, lm="http://127.0.0.1:1/v1")
+    with pytest.raises(ConfigError, match="and none otherwise"):
+        replace(settings, served_model="fake")
 
 
 def test_new_process_finds_it_by_module(bundle: Path, tmp_path: Path) -> None:

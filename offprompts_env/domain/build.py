@@ -49,9 +49,10 @@ from offprompts_env.movielens.simulator import HeadConfig, LikeSimulator
 from offprompts_env.rng import integer_seed, stream
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
-from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.language_model import CausalLM, LanguageModel
 from offprompts_env.text.loading import quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
+from offprompts_env.text.served import ServedLM, Server, is_url
 from offprompts_env.text.store import SentenceStore
 
 _CHUNK = 64  # items described between two signs of progress
@@ -63,7 +64,8 @@ _FEW = 100  # held-out reactions below which an AUC is little more than a guess
 class DomainConfig:
     """Settings of a domain.
 
-    ``lm``: directory or hub id of a causal LM; ``dtype``, ``chat_template``, ``pad_token`` and ``device_map`` as of
+    ``lm``: directory or hub id of a causal LM, or the address of a server that speaks the OpenAI protocol, where the
+    model is called ``served_model``; ``dtype``, ``chat_template``, ``pad_token`` and ``device_map`` as of
     :class:`~offprompts_env.text.language_model.CausalLM`; ``copy_lm``: whether the bundle holds a copy of it, or only
     names it. ``template``: what it is asked, with ``{query}`` (the item's text) and
     ``{prompt}``; ``template_without_prompt`` the same with ``{query}`` only: the reference of the reward.
@@ -76,6 +78,7 @@ class DomainConfig:
     lm: str
     template: str
     template_without_prompt: str
+    served_model: str | None = None
     encoder: str | None = None
     seed: int = 0
     device: str = "cpu"
@@ -101,6 +104,11 @@ class DomainConfig:
 
     def __post_init__(self) -> None:
         PromptFormatter(self.template, self.template_without_prompt)
+        if is_url(self.lm) != (self.served_model is not None):
+            raise ConfigError(
+                "served_model: expected the name of the model where lm is the address of a server, and none otherwise, "
+                f"got {self.served_model!r} and lm={self.lm!r}; pass both, or a directory or hub id as lm"
+            )
         least = min(self.dim_sentence, self.dim_query, self.dim_prompt, self.text_features, self.splits)
         if least < 1 or self.sentences_per_item < NO_PROMPT_SAMPLES or self.figure_prompts < 2:
             raise ConfigError(
@@ -159,9 +167,13 @@ class _DomainBuild:
         return ExistingModel.of(self.config, self.config.lm)
 
     @cached_property
-    def lm(self) -> CausalLM:
+    def lm(self) -> LanguageModel:
         """The language model."""
-        return self.existing.load()
+        config = self.config
+        if config.served_model is None:
+            return self.existing.load()
+        server = Server.from_mapping(config.lm, {"model": config.served_model}, chat=config.chat_template)
+        return ServedLM(server, config.decoding)
 
     @cached_property
     def sentences(self) -> tuple[list[list[str]], list[str]]:
@@ -311,13 +323,16 @@ class _DomainBuild:
             spoken = TextEncoder(
                 simulator.encoder, simulator.tokenizer, pooling=head.pooling, max_tokens=head.max_tokens
             )
-            thought = TextEncoder(
-                self.lm.model.base_model, self.lm.tokenizer, pooling="last", pad_token=config.pad_token
-            )
-            query_format = self.formatter.template_without_prompt.replace("{query}", "{text}")
+            # Queries as the language model sees them; of a server's only the sentences are known.
+            query, query_model, query_format = spoken, "simulator", "{text}"
+            if isinstance(self.lm, CausalLM):
+                query = TextEncoder(
+                    self.lm.model.base_model, self.lm.tokenizer, pooling="last", pad_token=config.pad_token
+                )
+                query_model, query_format = "lm", self.formatter.template_without_prompt.replace("{query}", "{text}")
             for name, encoder, texts, dim, text_format, model in (
                 ("sentence", spoken, said, config.dim_sentence, "{text}", "simulator"),
-                ("query", thought, tables.texts, config.dim_query, query_format, "lm"),
+                ("query", query, tables.texts, config.dim_query, query_format, query_model),
                 ("prompt", spoken, tables.prompts, config.dim_prompt, "{text}", "simulator"),
             ):
                 dim = min(dim, len(texts), encoder.dim)
@@ -382,6 +397,13 @@ class _DomainBuild:
         self.stages.say(f"{out} is ready, held-out AUC {mean_auc(held_out):.3f}")
         return out
 
+    def _described(self) -> dict[str, Any]:
+        """Return what the bundle says of what writes the sentences."""
+        config = self.config
+        if config.served_model is None:
+            return self.existing.described()
+        return {"server": {"url": config.lm, "model": config.served_model}, "chat_template": config.chat_template}
+
     def _write(self, folder: Path, simulator: Path, encoders: Path, measured: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
 
@@ -402,7 +424,7 @@ class _DomainBuild:
                 for sample, text in enumerate(samples[:NO_PROMPT_SAMPLES])
             ),
         )
-        if config.copy_lm:
+        if config.copy_lm and isinstance(self.lm, CausalLM):
             save_copy(self.lm, folder / "lm")
         shutil.copytree(simulator / "simulator", folder / "simulator")
         shutil.copy(simulator / "collaborative.safetensors", folder)
@@ -419,7 +441,7 @@ class _DomainBuild:
                 template=config.template,
                 template_without_prompt=config.template_without_prompt,
                 decoding=config.decoding.to_mapping(),
-                language_model=self.existing.described(),
+                language_model=self._described(),
                 user_features=self.features[1],
                 config=settings,
                 domain="own",

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from offprompts_env.movielens.simulator import LikeSimulator
     from offprompts_env.text.decoding import Decoding
     from offprompts_env.text.encoder import PCAEncoder, Pooling, TextEncoder
-    from offprompts_env.text.language_model import CausalLM
+    from offprompts_env.text.language_model import CausalLM, LanguageModel
     from offprompts_env.text.prompted import PromptFormatter
+    from offprompts_env.text.served import Server
 
 RowT = TypeVar("RowT")
 
@@ -55,7 +56,7 @@ class BundleInfo:
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
         language_model: of a language model from elsewhere: ``source``, a directory or hub id where the bundle holds no
             copy, ``sha256`` or ``revision`` of what was there, ``chat_template``, ``pad_token``, ``dtype``,
-            ``device_map``.
+            ``device_map``; or ``server``, the address (``url``) and the name (``model``) of one that is asked there.
         user_features: names of the columns of user vectors.
         config: settings of the pipeline that built it.
         domain: what its items are: "movies", or "own" for a bundle built from a user's own files.
@@ -274,12 +275,39 @@ class Bundle:
 
         return Decoding.from_mapping(self.info.decoding)
 
+    @property
+    def server(self) -> Server | None:
+        """The server that writes the sentences; None where the bundle has a language model, or names one."""
+        from offprompts_env.text.served import Server
+
+        said = self.info.language_model
+        if "server" not in said:
+            return None
+        named = dict(said["server"])
+        return Server.from_mapping(named.pop("url"), named, chat=said.get("chat_template", False))
+
+    @cached_property
+    def writer(self) -> LanguageModel:
+        """What writes the sentences, with the bundle's own decoding: the server, or else the language model."""
+        from offprompts_env.text.served import ServedLM
+
+        return self.language_model if self.server is None else ServedLM(self.server, self.decoding)
+
     @cached_property
     def language_model(self) -> CausalLM:
-        """The language model with the bundle's own decoding."""
+        """The language model in process, with the bundle's own decoding.
+
+        Raises:
+            BundleError: there is none, since a server writes the sentences.
+        """
         from offprompts_env.text.language_model import CausalLM
 
         said = self.info.language_model
+        if "server" in said:
+            raise BundleError(
+                f"bundle: expected a language model in {self.directory}, but a server writes its sentences; ask "
+                "bundle.writer, or build again with a model in a directory"
+            )
         return CausalLM.from_pretrained(
             self._named_model() or self.folder("lm"),
             decoding=self.decoding,

@@ -428,6 +428,8 @@ class MovieLensConfig(Config):
                 device_map=self.device_map,
             )
         decoding = replace(bundle.decoding, **self.decoding)
+        if bundle.server is not None:
+            return ServedLM(bundle.server, decoding)
         shipped = bundle.language_model
         return CausalLM(
             shipped.model,
@@ -485,7 +487,7 @@ class MovieLensConfig(Config):
         language_model = getattr(writer, "language_model", None) or self._language_model(bundle)
         formatter = getattr(writer, "formatter", None) or self._formatter(bundle)
         # The bundle's sentences are the reference only where the same model is asked the same way.
-        shipped = language_model.fingerprint == bundle.language_model.fingerprint and formatter == bundle.formatter
+        shipped = language_model.fingerprint == bundle.writer.fingerprint and formatter == bundle.formatter
         unprompted = UnpromptedSentences(
             bundle.no_prompt_sentences if shipped else {},
             language_model,

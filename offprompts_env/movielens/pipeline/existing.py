@@ -9,7 +9,7 @@ from typing import Any
 
 from offprompts_env.text.cache import sample_generator
 from offprompts_env.text.decoding import Decoding
-from offprompts_env.text.language_model import CausalLM
+from offprompts_env.text.language_model import CausalLM, LanguageModel
 from offprompts_env.text.loading import pin
 from offprompts_env.text.store import SentenceStore
 
@@ -78,7 +78,7 @@ def save_copy(lm: CausalLM, folder: Path) -> None:
 
 
 def written(
-    lm: CausalLM, store: SentenceStore, requests: Sequence[str], samples: Sequence[int], seed: int
+    lm: LanguageModel, store: SentenceStore, requests: Sequence[str], samples: Sequence[int], seed: int
 ) -> list[str]:
     """Return sentence number `samples[i]` of each request; what `store` holds is not asked for again."""
 
