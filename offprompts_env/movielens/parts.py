@@ -220,7 +220,7 @@ class MovieLensConfig(Config):
     sentence_store: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
-    batch_size: int = 128
+    batch_size: int = 256
     max_batch_tokens: int = 1 << 16
     device_map: str | None = None
 

@@ -30,7 +30,7 @@ class ExistingModel:
     chat_template: bool = False
     pad_token: str | None = None
     device_map: str | None = None
-    batch_size: int = 128
+    batch_size: int = 256
     max_batch_tokens: int = 1 << 16
     copy_lm: bool = True
 
