@@ -258,14 +258,15 @@ class PromptEnv(_Marked, gym.Env[Any, Any]):
         describe = getattr(self.simulator.contexts, "describe", None)
         user = f"{info['user_id']}, " if "user_id" in info else ""
         user += describe(self._block.contexts, self._row) if describe else vector(self._context[self._row])
-        prompt = f'{action} "{info["prompt"]}"' if "prompt" in info else str(action)
-        return printable(
-            f"user    {user}\n"
-            f"query   {info.get('query_text', vector(self._query[self._row]))}\n"
-            f"prompt  {prompt}\n"
-            f"output  {info.get('sentence', vector(info['output']))}\n"
-            f"reward  {reward:+.3f} (expected {info['expected_reward']:+.3f})\n"
-        )
+        said = {
+            "user": user,
+            "query": info.get("query_text", vector(self._query[self._row])),
+            "prompt": f'{action} "{info["prompt"]}"' if "prompt" in info else str(action),
+            "output": info.get("sentence", vector(info["output"])),
+            "reward": f"{reward:+.3f} (expected {info['expected_reward']:+.3f})",
+        }
+        # One line each, whatever is in a title or a sentence.
+        return "".join(f"{name:<8}{printable(text, lines=False)}\n" for name, text in said.items())
 
 
 class PromptVectorEnv(_Marked, VectorEnv[Any, Any, Any]):

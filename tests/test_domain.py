@@ -19,14 +19,15 @@ from agents import UniformPolicy
 from agents.cli import main
 from offprompts_env.domain import original_ids, register_domain
 from offprompts_env.domain.build import DomainConfig, build_domain, latent_words, mean_auc
+from offprompts_env.domain.envs import DomainEnv
 from offprompts_env.domain.tables import ReactionRule, read_domain
-from offprompts_env.errors import BundleError, ConfigError, DataError
+from offprompts_env.errors import ConfigError, DataError, ServerError
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.pipeline.reward import SimulatorConfig
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import CausalLM
 from tests import tiny_models
-from tests.text.fault_proxy import FakeModel, sentence_of
+from tests.text.fault_proxy import FakeModel, Response
 
 ITEMS, USERS = 12, 10
 FILES = ("items.csv", "interactions.csv", "keywords.txt")
@@ -111,7 +112,7 @@ def test_ids_stay_text(tmp_path: Path) -> None:
         ("interactions.csv", "user_id,item_id,rating\nu,00007,nan\n", "expected a number in rating"),
         ("interactions.csv", "user_id,item_id,clicked\nu,00007,1\nv,00001,1\n", "what was never shown is no dislike"),
         ("interactions.csv", "user_id,item_id,liked\nu,00007,1\nv,00001,0\n", "two or more users"),
-        ("keywords.txt", "one\none\n", "two or more prompts"),
+        ("keywords.txt", "one\none\n", "each prompt once"),
     ],
 )
 def test_bad_files_are_refused_with_advice(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -229,32 +230,6 @@ def test_a_chat_model_that_stays_where_it_is(
     assert env.step(0)[4]["sentence"]
 
 
-@pytest.mark.filterwarnings("ignore:.*rests on")
-def test_a_domain_whose_sentences_a_server_writes(tmp_path: Path, settings: DomainConfig) -> None:
-    """Built and played with nothing of the model here; the bundle knows where it is asked, and as what."""
-    files = [write_domain(tmp_path / "files") / name for name in FILES]
-    with FakeModel() as server:
-        config = replace(settings, lm=server.url, served_model="fake", chat_template=True)
-        bundle = Bundle.open(build_domain(*files, tmp_path / "bundle", config))
-        assert not (bundle.directory / "lm").exists()
-        assert (bundle.server.url, bundle.server.model, bundle.server.chat) == (server.url, "fake", True)
-        with pytest.raises(BundleError, match=r"a server writes its sentences; ask bundle\.writer"):
-            _ = bundle.language_model
-        asked = len(server.completions)
-        assert asked >= ITEMS * (4 + 4)
-        env = gym.make("OffPrompts-MovieLens-v0", bundle=str(bundle.directory))
-        log = op.collect(env, UniformPolicy(3), 8, tmp_path / "log", seed=0, progress=False)
-        assert set(log.sentence) <= {sentence_of(r.prompt, r.json.get("seed")) for r in server.completions}
-        assert env.spec.nondeterministic
-        assert "fake" in log.metadata.notes
-        # References are those of the bundle: nothing is asked for but the eight sentences and the probe.
-        assert len(server.completions) - asked <= 8 + 2
-    with pytest.raises(ConfigError, match="served_model: expected the name of the model"):
-        replace(settings, lm="http://127.0.0.1:1/v1")
-    with pytest.raises(ConfigError, match="and none otherwise"):
-        replace(settings, served_model="fake")
-
-
 def test_new_process_finds_it_by_module(bundle: Path, tmp_path: Path) -> None:
     line = f"from offprompts_env.domain import register_domain\nregister_domain('Shop-v0', {str(bundle)!r})\n"
     (tmp_path / "own_shop.py").write_text(line, encoding="utf-8")
@@ -271,3 +246,143 @@ def test_command_names_what_it_does_not_find(tmp_path: Path, capsys: pytest.Capt
 
 def test_mean_auc_is_over_splits() -> None:
     assert mean_auc([{"user": {"auc": 0.6}}, {"user": {"auc": 0.8}}]) == pytest.approx(0.7)
+
+
+# ---- files of a new user
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("items.csv", "item_id;title\n1;soup\n", r"separated by commas, got ';' between them in 'item_id;title'"),
+        ("items.csv", "item_id,title,title\n1,soup,pie\n", "expected each column once, got 'title' twice"),
+        ("items.csv", "item_id,title\n1,soup\n".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+        ("items.csv", "item_id,title\n1,soup\n2,pur\xe9e\n".encode("latin-1"), r"in line 3; .* -f latin1 -t utf-8"),
+        ("interactions.csv", "user_id,item_id,rating\na,00001,3\nb,00002,3\n", "expected ratings that differ, got 3"),
+        ("interactions.csv", "user_id,item_id,rating\na,00001,1\na,00002,5\n", "two or more users, got 'a' only"),
+        ("keywords.txt", "chilli\nhoney\nchilli\n", "expected each prompt once, got 'chilli' 2 times"),
+        ("keywords.txt", "chilli\n", "expected two or more prompts, got 1"),
+        ("keywords.txt", "\n \n", "expected two or more prompts, got 0"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    write_domain(tmp_path)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def test_an_empty_keyword_is_named_by_its_row(tmp_path: Path) -> None:
+    write_domain(tmp_path)
+    (tmp_path / "keywords.csv").write_text('keyword,kind\nchilli,hot\n" ",none\nhoney,sweet\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"keywords\.csv, row 3: expected a prompt, got nothing"):
+        read_domain(tmp_path / FILES[0], tmp_path / FILES[1], tmp_path / "keywords.csv", ReactionRule())
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_only_line_ends_end_a_line(tmp_path: Path, end: str) -> None:
+    """What str.splitlines() takes for one cut titles and prompts in two."""
+    write_domain(tmp_path)
+    items = (tmp_path / "items.csv").read_text(encoding="utf-8")
+    (tmp_path / "items.csv").write_text(items.replace("w3 w4", f"w3{end}w4"), encoding="utf-8")
+    (tmp_path / "keywords.txt").write_bytes(f"w20{end}w21\r\nw22\rw23\n".encode())
+    tables = read(tmp_path)
+    assert tables.texts[3] == f"w3{end}w4"
+    assert tables.prompts == (f"w20{end}w21", "w22", "w23")
+
+
+# ---- other language models
+
+
+def quick_build(folder: Path, config: DomainConfig) -> Path:
+    files = write_domain(folder)
+    with pytest.warns(UserWarning, match="rests on .* reactions only"):
+        return build_domain(*(files / name for name in FILES), folder / "bundle", config)
+
+
+def play(bundle: Path) -> list[str]:
+    """What is said in three rounds."""
+    env = DomainEnv(bundle=str(bundle))
+    said = []
+    for seed in range(3):
+        env.reset(seed=seed)
+        said.append(env.step(seed)[4]["sentence"])
+    return said
+
+
+def test_a_model_behind_a_server_writes_the_sentences(
+    tmp_path: Path, settings: DomainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-canary-0123")
+    with FakeModel() as server:
+        ask = {"model": "fake", "api_key_env": "MY_KEY"}
+        bundle = quick_build(tmp_path, replace(settings, lm=server.url, server=ask, chat_template=True))
+        assert {request.path for request in server.completions} == {"/v1/chat/completions"}
+        before = len(server.completions)
+        said = play(bundle)
+        asked = server.completions[before:]
+    assert {sentence[0] for sentence in said} == {"w"}
+    # The reference sentences are those of the bundle: only the three rounds are asked for.
+    assert all(f" w2 w{20 + k} w3" in request.prompt for k, request in enumerate(asked))
+    assert len(asked) == 3
+    assert not (bundle / "lm").exists()
+    assert Bundle.open(bundle).info.language_model["server"] == {"url": server.url, **ask}
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"sk-canary" not in path.read_bytes()
+
+
+def test_a_build_that_a_server_stopped_asks_for_the_rest_only(tmp_path: Path, settings: DomainConfig) -> None:
+    files = [write_domain(tmp_path) / name for name in FILES]
+    with FakeModel(say=lambda n, request: Response(status=401) if n == 60 else None) as server:
+        config = replace(settings, lm=server.url, server={"model": "fake", "concurrency": 1})
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr("offprompts_env.domain.build._CHUNK", 3)
+        with monkey.context(), pytest.raises(ServerError, match="status 401"):
+            build_domain(*files, tmp_path / "bundle", config)
+        first = len(server.completions)
+        with monkey.context(), pytest.warns(UserWarning, match="rests on"):
+            build_domain(*files, tmp_path / "bundle", config)
+        monkey.undo()
+        # Two chunks of 3 items were whole, 24 sentences each, and the third had begun.
+        asked = [(request.prompt, request.json["seed"]) for request in server.completions]
+    assert first == 61
+    assert set(asked[:48]).isdisjoint(asked[first:])
+    assert set(asked[60:first]) <= set(asked[first:])
+    with FakeModel() as server:
+        config = replace(settings, lm=server.url, server={"model": "fake"})
+        whole = quick_build(tmp_path / "whole", config)
+    assert (whole / "no_prompt.csv").read_bytes() == (tmp_path / "bundle" / "no_prompt.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lm": "http://127.0.0.1:1/v1"}, "expected the name of a model on the server, got none"),
+        ({"lm": "http://127.0.0.1:1/v1", "server": {"model": "m", "modle": 1}}, "modle"),
+        ({"server": {"model": "m"}}, "expected none beside a model in process"),
+    ],
+)
+def test_servers_that_do_not_fit_are_refused(settings: DomainConfig, changed: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(settings, **changed).asked_server()
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (None, "expected the name of a model on the server"),
+        ("model", "--server: expected a JSON object"),
+        ('["model"]', "--server: expected a JSON object"),
+        ('{"model": "fake", "attempts": 0}', "attempts"),
+        ('{"model": "fake", "attempts": 1}', "127.0.0.1:1"),
+    ],
+)
+def test_the_command_takes_a_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], server: str | None, message: str
+) -> None:
+    files = [str(write_domain(tmp_path) / name) for name in FILES]
+    words = [word for pair in zip(("--items", "--interactions", "--keywords"), files, strict=True) for word in pair]
+    words += ["--out", str(tmp_path / "bundle"), "--lm", "http://127.0.0.1:1/v1", "--template", "{query} {prompt}"]
+    words += ["--template-without-prompt", "{query}", *([] if server is None else ["--server", server])]
+    assert main(["build-domain", *words]) in (1, 2)
+    assert message in capsys.readouterr().err

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from agents.cli import main
@@ -21,8 +23,21 @@ def blocks(guide: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.fixture
+def forgotten(tmp_path: Path) -> Iterator[None]:
+    """Afterwards, environments and modules that a guide added are gone: other tests see none of them."""
+    ids, modules = set(gym.registry), set(sys.modules)
+    yield
+    for name in gym.registry.keys() - ids:
+        del gym.registry[name]
+    for name in sys.modules.keys() - modules:
+        # Modules of the reader's own, not those of packages that happened to be imported first here.
+        if tmp_path in Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parents:
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("guide", GUIDES)
-def test_guide_runs(guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_guide_runs(guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, forgotten: None) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     names: dict[str, object] = {"__name__": "__guide__"}
@@ -52,3 +67,9 @@ def test_no_propensities_are_said_to_be_assumed(tmp_path: Path, monkeypatch: pyt
     assert main(["import", "unknown.csv", "--out", "log", *columns]) == 0
     assert main(["learn", "log", "--learner", "is", "--out", "policy"]) == 1
     assert "needs the column 'propensity'" in capsys.readouterr().err
+
+
+def test_a_guide_leaves_no_environment_behind() -> None:
+    """Runs after the guides, in the order of the file."""
+    assert "Recipes-v0" not in gym.registry
+    assert "recipe_shop" not in sys.modules

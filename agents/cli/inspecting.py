@@ -11,6 +11,7 @@ import tyro
 from agents.cli.logs import ColumnNames, open_log
 from agents.cli.output import print_json
 from agents.inspection import inspect_log
+from offprompts_env.printing import printable
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,4 @@ class Inspect:
         if self.json:
             print_json(report.to_json())
         else:
-            print(report)
+            print(printable(str(report)))

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from offprompts_env.errors import ConfigError, OffPromptsError, unknown_name
+from offprompts_env.printing import printable
 
 _EXAMPLES = """\
 examples:
@@ -122,10 +123,10 @@ def _answer(name: str, words: list[str]) -> int:
             warnings.showwarning = _show_plainly  # type: ignore[assignment]
             _parsed(name, words).run()
     except ConfigError as error:
-        print(f"offprompts: {error}", file=sys.stderr)
+        print(printable(f"offprompts: {error}"), file=sys.stderr)
         return 2
     except OffPromptsError as error:
-        print(f"offprompts: {error}", file=sys.stderr)
+        print(printable(f"offprompts: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         said = f": {interrupt}" if str(interrupt) else "; run the same command again to go on"
@@ -163,4 +164,4 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _show_plainly(message: Warning | str, category: type[Warning], *rest: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(printable(f"warning: {message}"), file=sys.stderr)

@@ -25,7 +25,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,10 +64,11 @@ _FEW = 100  # held-out reactions below which an AUC is little more than a guess
 class DomainConfig:
     """Settings of a domain.
 
-    ``lm``: directory or hub id of a causal LM, or the address of a server that speaks the OpenAI protocol, where the
-    model is called ``served_model``; ``dtype``, ``chat_template``, ``pad_token`` and ``device_map`` as of
-    :class:`~offprompts_env.text.language_model.CausalLM`; ``copy_lm``: whether the bundle holds a copy of it, or only
-    names it. ``template``: what it is asked, with ``{query}`` (the item's text) and
+    ``lm``: directory or hub id of a causal LM, or the address of a server that speaks the OpenAI protocol; then
+    ``server`` has settings of :class:`~offprompts_env.text.served.Server`, at least ``{"model": name}``. ``dtype``,
+    ``chat_template``, ``pad_token`` and ``device_map`` as of :class:`~offprompts_env.text.language_model.CausalLM`.
+    ``copy_lm``: whether the bundle holds a copy of a model in process, or only names it, which is right for many
+    gigabytes. ``template``: what it is asked, with ``{query}`` (the item's text) and
     ``{prompt}``; ``template_without_prompt`` the same with ``{query}`` only: the reference of the reward.
     ``encoder``: directory or hub id of an encoder that the simulator starts from; None trains a small one on the
     sentences. ``sentences_per_item`` are sampled for training. ``dim_*``: principal components kept, at most.
@@ -78,7 +79,7 @@ class DomainConfig:
     lm: str
     template: str
     template_without_prompt: str
-    served_model: str | None = None
+    server: Mapping[str, Any] | None = None
     encoder: str | None = None
     seed: int = 0
     device: str = "cpu"
@@ -104,17 +105,27 @@ class DomainConfig:
 
     def __post_init__(self) -> None:
         PromptFormatter(self.template, self.template_without_prompt)
-        if is_url(self.lm) != (self.served_model is not None):
-            raise ConfigError(
-                "served_model: expected the name of the model where lm is the address of a server, and none otherwise, "
-                f"got {self.served_model!r} and lm={self.lm!r}; pass both, or a directory or hub id as lm"
-            )
         least = min(self.dim_sentence, self.dim_query, self.dim_prompt, self.text_features, self.splits)
         if least < 1 or self.sentences_per_item < NO_PROMPT_SAMPLES or self.figure_prompts < 2:
             raise ConfigError(
                 f"expected dimensions and splits >= 1, sentences_per_item >= {NO_PROMPT_SAMPLES} and figure_prompts "
                 f">= 2, got {least}, {self.sentences_per_item} and {self.figure_prompts}"
             )
+
+    def asked_server(self) -> Server | None:
+        """Return the server that is asked, None for a language model in process.
+
+        Raises:
+            ConfigError: its settings lack the model's name, or do not fit; or there are some beside a model in process.
+        """
+        if is_url(self.lm):
+            return Server.from_mapping(self.lm, self.server or {}, chat=self.chat_template)
+        if self.server is not None:
+            raise ConfigError(
+                f"server: expected none beside a model in process, got one and lm={self.lm!r}; leave out either, or "
+                "pass the server's address as lm"
+            )
+        return None
 
 
 def build_domain(
@@ -145,6 +156,7 @@ def build_domain(
     """
     out = Path(out)
     check_replaceable(out, MANIFEST, "a bundle")
+    config.asked_server()
     tables = read_domain(items, interactions, keywords, config.reactions)
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,11 +181,8 @@ class _DomainBuild:
     @cached_property
     def lm(self) -> LanguageModel:
         """The language model."""
-        config = self.config
-        if config.served_model is None:
-            return self.existing.load()
-        server = Server.from_mapping(config.lm, {"model": config.served_model}, chat=config.chat_template)
-        return ServedLM(server, config.decoding)
+        server = self.config.asked_server()
+        return self.existing.load() if server is None else ServedLM(server, self.config.decoding)
 
     @cached_property
     def sentences(self) -> tuple[list[list[str]], list[str]]:
@@ -400,9 +409,9 @@ class _DomainBuild:
     def _described(self) -> dict[str, Any]:
         """Return what the bundle says of what writes the sentences."""
         config = self.config
-        if config.served_model is None:
+        if config.server is None:
             return self.existing.described()
-        return {"server": {"url": config.lm, "model": config.served_model}, "chat_template": config.chat_template}
+        return {"server": {"url": config.lm, **config.server}, "chat_template": config.chat_template}
 
     def _write(self, folder: Path, simulator: Path, encoders: Path, measured: dict[str, Any]) -> None:
         from safetensors.numpy import save_file

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from offprompts_env.domain.build import DomainConfig, build_domain
+from offprompts_env.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,26 @@ class BuildDomain:
     """The prompts: one a line, or a CSV with the column keyword."""
     out: Path
     """Where the bundle goes; a bundle that is there already is replaced when the new one is complete."""
-    config: Annotated[DomainConfig, tyro.conf.arg(name="")]
+    config: tyro.conf.AvoidSubcommands[Annotated[DomainConfig, tyro.conf.arg(name="")]]
     work: Path | None = None
     """Folder that keeps finished stages (default: beside the bundle)."""
     quiet: bool = False
     """Show no progress (it is never shown where standard error is not a terminal)."""
+    server: str | None = None
+    """Where --lm is the address of a server: its settings as JSON, at least the model's name: '{"model": "NAME"}'."""
 
     def run(self) -> None:
         """Run the command."""
         quiet = True if self.quiet else None
-        print(build_domain(self.items, self.interactions, self.keywords, self.out, self.config, self.work, quiet))
+        config = self.config if self.server is None else replace(self.config, server=_settings(self.server))
+        print(build_domain(self.items, self.interactions, self.keywords, self.out, config, self.work, quiet))
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'--server: expected a JSON object such as \'{{"model": "NAME"}}\', got {text!r}; quote it')
+    return found

@@ -7,6 +7,8 @@ kept beside them.
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +105,8 @@ def read_domain(items: str | Path, interactions: str | Path, keywords: str | Pat
         )
     names = tuple(dict.fromkeys(user for user, _ in pairs))
     number_of = {user: row for row, user in enumerate(names)}
+    if len(names) < 2:
+        raise DataError(f"{path}: expected two or more users, got {names[0]!r} only; is user_id the right column?")
     users = np.array([number_of[user] for user, _ in pairs])
     counts = [np.bincount(users[verdict == sign], minlength=len(names)) for sign in (1, -1)]
     enough = np.minimum(*counts) >= rule.min_user
@@ -156,16 +160,25 @@ def _keywords(path: Path) -> tuple[str, ...]:
         column = _one_of(path, rows[0], ("keyword", "prompt"))
         words = [row[column] for row in rows]
     else:
-        words = [line.strip() for line in _text(path).splitlines() if line.strip()]
-    if len(words) < 2 or "" in words or len(set(words)) < len(words):
+        words = [line.strip() for line in re.split(r"\r\n|\r|\n", _text(path)) if line.strip()]
+    if "" in words:
+        raise DataError(f"{path}, row {words.index('') + 2}: expected a prompt, got nothing; fill it in or remove it")
+    word, count = Counter(words).most_common(1)[0] if words else ("", 0)
+    if count > 1:
+        raise DataError(f"{path}: expected each prompt once, got {word!r} {count} times; remove the copies")
+    if len(words) < 2:
         raise DataError(
-            f"{path}: expected two or more prompts, none empty and each once, got {len(words)} with "
-            f"{len(set(words))} different; one a line, or a CSV with the column keyword"
+            f"{path}: expected two or more prompts, got {len(words)}; one a line, or a CSV with the column keyword"
         )
     return tuple(words)
 
 
 def _thresholds(path: Path, rating: FloatArray, rule: ReactionRule) -> tuple[float, float]:
+    if rating.min() == rating.max():
+        raise DataError(
+            f"{path}: expected ratings that differ, got {rating[0]:g} in every row, which shows no taste; "
+            "export what users disliked too, or another column"
+        )
     dislike = float(np.quantile(rating, 1 / 3)) if rule.dislike is None else rule.dislike
     like = float(np.quantile(rating, 2 / 3)) if rule.like is None else rule.like
     if rule.like is None and like <= dislike and (rating > dislike).any():
@@ -192,15 +205,23 @@ def _number(path: Path, number: int, value: str, outcome: str) -> float:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    lines = _text(path).splitlines(keepends=True)
+    # Lines end as in CSV: a title may hold what Unicode calls a line end.
     try:
-        rows = list(csv.reader(lines, strict=True))
+        rows = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"{path}: expected CSV, got what cannot be read ({error}); export it again") from error
     rows = [row for row in rows if row]
     if len(rows) < 2:
         raise DataError(f"{path}: expected a header and rows, got {len(rows)} lines; is it the right file?")
     header = [name.strip() for name in rows[0]]
+    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise DataError(
+            f"{path}: expected columns separated by commas, got {separator!r} between them in {header[0]!r}; export it "
+            "again with commas"
+        )
+    if len(set(header)) < len(header):
+        name = Counter(header).most_common(1)[0][0]
+        raise DataError(f"{path}: expected each column once, got {name!r} twice or more; rename or remove one")
     for number, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise DataError(
@@ -215,9 +236,10 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: expected a file, got none that can be read ({error}); check the path") from error
     except UnicodeDecodeError as error:
+        line, wide = error.object.count(b"\n", 0, error.start) + 1, error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
         raise DataError(
-            f"{path}: expected UTF-8, got the byte {error.object[error.start]:#x} at {error.start}; save it as UTF-8, "
-            "such as with: iconv -f latin1 -t utf8"
+            f"{path}: expected UTF-8, got the byte {error.object[error.start]:#x} at {error.start}, in line {line}; "
+            f"save it as UTF-8, such as with: iconv -f {'utf-16' if wide else 'latin1'} -t utf-8"
         ) from error
 
 

@@ -56,7 +56,7 @@ class BundleInfo:
         decoding: settings of :class:`~offprompts_env.text.decoding.Decoding` that differ from its defaults.
         language_model: of a language model from elsewhere: ``source``, a directory or hub id where the bundle holds no
             copy, ``sha256`` or ``revision`` of what was there, ``chat_template``, ``pad_token``, ``dtype``,
-            ``device_map``; or ``server``, the address (``url``) and the name (``model``) of one that is asked there.
+            ``device_map``; or ``server``, the address (``url``) and settings of the one that is asked there.
         user_features: names of the columns of user vectors.
         config: settings of the pipeline that built it.
         domain: what its items are: "movies", or "own" for a bundle built from a user's own files.

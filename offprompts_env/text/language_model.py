@@ -70,6 +70,26 @@ class LanguageModel(Protocol):
         ...
 
 
+def checked_prompts(prompts: Sequence[str]) -> list[str]:
+    """Return `prompts` as a list.
+
+    Raises:
+        DataError: one is no text, is blank, or holds half of a surrogate pair, which no tokenizer reads.
+    """
+    checked = list(prompts)
+    for index, prompt in enumerate(checked):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"prompt: expected non-blank text, got {prompt!r} at position {index}; fill it")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"prompt: expected Unicode text, got the lone surrogate {prompt[error.start]!r} at character "
+                f"{error.start} of the prompt at position {index}; correct it, or put U+FFFD in its place"
+            ) from None
+    return checked
+
+
 def row_uniforms(rng: Randomness, n: int, width: int) -> FloatArray:
     """Return the uniforms behind n continuations, (n, width) float32: row i depends on `rng` and i only.
 
@@ -232,14 +252,11 @@ class CausalLM:
         """Return one continuation a prompt, without special tokens and surrounding blanks.
 
         Raises:
-            DataError: a prompt is blank.
+            DataError: a prompt is blank or no Unicode text.
             ModelError: a prompt with its continuation does not fit into the model.
             NumericalError: the model gives NaN.
         """
-        prompts = list(prompts)
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise DataError(f"prompt: expected non-blank text, got {prompt!r} at position {index}; fill it")
+        prompts = checked_prompts(prompts)
         uniforms = torch.from_numpy(row_uniforms(rng, len(prompts), self.decoding.max_new_tokens))
         if not prompts:
             return []

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from offprompts_env.errors import ConfigError, DataError, MissingDependencyError, ModelError
+from offprompts_env.errors import ConfigError, MissingDependencyError, ModelError
 from offprompts_env.text.decoding import Decoding
-from offprompts_env.text.language_model import Randomness, row_seeds
+from offprompts_env.text.language_model import Randomness, checked_prompts, row_seeds
 
 # Settings of the engine that say where and how fast it computes, and not what.
 _INCIDENTAL = frozenset(
@@ -94,10 +94,7 @@ class VLLMModel:
             DataError: a prompt is blank, or the generators are not as many as the prompts.
             ModelError: a prompt has no continuation but blanks.
         """
-        prompts = list(prompts)
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise DataError(f"prompt: expected non-blank text, got {prompt!r} at position {index}; fill it")
+        prompts = checked_prompts(prompts)
         seeds = row_seeds(rng, len(prompts))
         texts = [""] * len(prompts)
         left = list(range(len(prompts)))

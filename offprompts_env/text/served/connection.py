@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class Connection:
         self.server, self.report = server, report
         self.renewed = False
         self._key = _api_key(server.api_key_env)
+        # As it is, and as an address spells it.
+        self._forms = {form.encode() for form in (self._key, quote(self._key, safe="")) if form}
         self._next = 0.0
         # Jitter must differ between clients that were started alike, so no seed names it; it shapes no sentence.
         self._jitter = np.random.default_rng()
@@ -172,7 +175,11 @@ class Connection:
         async with self._session.request(
             "GET" if body is None else "POST", f"{self.server.url}/{path}", data=data, allow_redirects=False
         ) as response:
-            return response.status, response.headers, await self._read(response)
+            # A redirect may lead to an address with the key.
+            headers = response.headers.copy()
+            if "Location" in headers:
+                headers["Location"] = self._without_key(headers["Location"].encode(errors="replace")).decode()
+            return response.status, headers, await self._read(response)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self.server.max_bytes
@@ -194,7 +201,9 @@ class Connection:
 
     def _without_key(self, raw: bytes) -> bytes:
         """A server that repeats the key, in an error or in a sentence, must not get it into a log."""
-        return raw.replace(self._key.encode(), b"***") if self._key else raw
+        for form in self._forms:
+            raw = raw.replace(form, b"***")
+        return raw
 
 
 def _remedy(reason: str) -> str:
