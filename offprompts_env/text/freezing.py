@@ -183,7 +183,11 @@ def _list_array(matrix: FloatArray) -> Any:
 def _card(described: Mapping[str, Any]) -> str:
     pairs, whole = described["pairs"], described["queries"] * described["prompts"]
     covered = "every (query, prompt)" if pairs == whole else f"{pairs:,} of {whole:,} (query, prompt)"
-    facts = "\n".join(f"- {name}: {value}" for name, value in described["facts"].items())
+    told = {
+        name: value if isinstance(value, str) and "\n" not in value else json.dumps(value, ensure_ascii=False)
+        for name, value in described["facts"].items()
+    }
+    facts = "\n".join(f"- {name}: {value}" for name, value in told.items())
     return f"""# Frozen sentences
 
 {described["samples"]} sentences of {covered}: {described["queries"]:,} queries, {described["prompts"]:,} prompts.
