@@ -5,7 +5,8 @@ an environment with this store and as many slots asks its language model nothing
 
 Workers write and embed; the process that began the run is the only one that puts into the store, a shard at a time. So
 a worker that dies costs its current shard, which another one gets; a run that is stopped costs the shards under way;
-and the same call goes on with what is missing.
+and the same call goes on with what is missing. A shard that the store could not take (full disk) ends the run and stays
+held by the store object: the next :func:`plan` over it puts it first.
 """
 
 from __future__ import annotations
@@ -133,10 +134,12 @@ def plan(
 
     Raises:
         ConfigError: a number is out of range.
+        StorageError: the store cannot be read, or cannot take what it still holds of an earlier run.
     """
     check_integer("samples", samples, 1)
     check_integer("shard_size", shard_size, 1)
     check_integer("seed", seed, 0)
+    store.save()
     kept = 1 if outputs.deterministic else samples
     unique = list(dict.fromkeys(requests))
     each = max(1, shard_size // kept)

@@ -108,8 +108,8 @@ class SentenceStore:
     the same call has just put stays, even if it alone is more, and so do references (:data:`NO_PROMPT_SERIES`).
     Embeddings are bounded by the same number.
 
-    What a model has written and the file could not take (:meth:`complete` on a full disk) is held in memory and put
-    with the next call that asks for it.
+    What the file could not take (full disk, locked) is held in memory, and the next :meth:`put` or :meth:`complete`
+    puts it first: a model is asked for nothing new before what it has said is safe. A pickled copy does not hold it.
 
     Args:
         path: the file; it is made where there is none. Its folder must exist. Not on a network file system, where
@@ -188,15 +188,61 @@ class SentenceStore:
         """Store sentences, and return what the store holds under each name: the first writer wins.
 
         Raises:
-            DataError: requests, samples and sentences differ in number, or a name cannot be one.
-            StorageError: the file cannot be written (read-only, full disk); nothing of this call is stored then, and
-                nothing that was there is lost.
+            DataError: requests, samples and sentences differ in number, a name cannot be one, or a sentence is no text.
+            StorageError: the file cannot be written; nothing of this call is stored then, nothing that was there is
+                lost, and unless the store is read-only, the sentences are held for :meth:`save`.
         """
-        if len(sentences) != len(requests):
-            raise DataError(f"sentences: expected {len(requests)}, one a request, got {len(sentences)}")
+        _check_sentences(sentences, len(requests))
         keys = _request_keys(model, series, requests, samples)
         if not keys:
             return []
+        try:
+            self.save()
+            return self._put(model, series, requests, samples, sentences, keys)
+        except StorageError as error:
+            # What SQLite finds too long it would find too long again, and nothing could be put after it.
+            if self.read_only or isinstance(error.__cause__, sqlite3.DataError):
+                raise
+            self._hold(model, series, requests, samples, sentences)
+            raise StorageError(
+                f"{error}. {len(self._unsaved)} sentences are held in memory; the next put, or save(), tries again"
+            ) from error
+        except KeyboardInterrupt:
+            self._hold(model, series, requests, samples, sentences)
+            raise
+
+    def save(self) -> None:
+        """Put what earlier calls could not.
+
+        Raises:
+            StorageError: it still cannot be written, and stays held.
+        """
+        if not self._unsaved:
+            return
+        batches: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
+        for (model, series, request, sample), sentence in dict(self._unsaved).items():
+            batches.setdefault((model, series), []).append((request, sample, sentence))
+        for (model, series), rows in batches.items():
+            requests, samples, sentences = (list(column) for column in zip(*rows, strict=True))
+            self._put(model, series, requests, samples, sentences, _request_keys(model, series, requests, samples))
+            for request, sample in zip(requests, samples, strict=True):
+                self._unsaved.pop((model, series, request, sample), None)
+
+    def _hold(
+        self, model: str, series: str, requests: Sequence[str], samples: Sequence[int], sentences: Sequence[str]
+    ) -> None:
+        for request, sample, sentence in zip(requests, samples, sentences, strict=True):
+            self._unsaved.setdefault((model, series, request, int(sample)), sentence)
+
+    def _put(
+        self,
+        model: str,
+        series: str,
+        requests: Sequence[str],
+        samples: Sequence[int],
+        sentences: Sequence[str],
+        keys: list[bytes],
+    ) -> list[str]:
         with self._writing() as connection:
             connection.execute("INSERT OR IGNORE INTO series (model, name) VALUES (?, ?)", (model, series))
             where = "SELECT id FROM series WHERE model = ? AND name = ?"
@@ -230,50 +276,36 @@ class SentenceStore:
     ) -> list[str]:
         """Return the sentence of each (request, sample): what is held, and otherwise what `write` says, which is put.
 
+        A name that is asked for twice is written once.
+
         Args:
             model: fingerprint of the language model.
             series: see the module.
             requests: full requests, n of them.
             samples: their sample indices, n of them.
-            write: gets the positions of those that are missing, and returns their sentences.
+            write: gets positions of those that are missing, the first of each name, and returns their sentences.
 
         Raises:
-            DataError: requests and samples differ in number, or a name cannot be one.
-            StorageError: as :meth:`put`, and the same call again asks `write` for nothing that it has written; a store
-                that is read-only is only read.
+            DataError: as :meth:`put`.
+            StorageError: as :meth:`put`, before `write` is asked where sentences are held already; a store that is
+                read-only is only read.
         """
+        self.save()
         held = self.get(model, series, requests, samples)
-        missing = [position for position, sentence in enumerate(held) if sentence is None]
-        if missing:
-            fresh = self._written(model, series, requests, samples, missing, write)
-            for position, sentence in zip(missing, fresh, strict=True):
-                held[position] = sentence
-        return [sentence for sentence in held if sentence is not None]
-
-    def _written(
-        self,
-        model: str,
-        series: str,
-        requests: Sequence[str],
-        samples: Sequence[int],
-        missing: list[int],
-        write: Callable[[Sequence[int]], Sequence[str]],
-    ) -> list[str]:
-        """Return the sentences that are `missing`, once `write` has written them and they are put."""
-        names = {position: (model, series, requests[position], int(samples[position])) for position in missing}
-        asked = [position for position in missing if names[position] not in self._unsaved]
-        said = dict(zip(asked, write(asked) if asked else (), strict=True))
-        fresh = [said[p] if p in said else self._unsaved[names[p]] for p in missing]
-        if self.read_only:
-            return fresh
-        try:
-            fresh = self.put(model, series, [requests[p] for p in missing], [samples[p] for p in missing], fresh)
-        except StorageError:
-            self._unsaved.update(zip(names.values(), fresh, strict=True))
-            raise
-        for name in names.values():
-            self._unsaved.pop(name, None)
-        return fresh
+        names = [(request, int(sample)) for request, sample in zip(requests, samples, strict=True)]
+        first: dict[tuple[str, int], int] = {}
+        for position, sentence in enumerate(held):
+            if sentence is None:
+                first.setdefault(names[position], position)
+        if not first:
+            return [sentence for sentence in held if sentence is not None]
+        fresh = list(write(list(first.values())))
+        _check_sentences(fresh, len(first))
+        if not self.read_only:
+            asked, index = zip(*first, strict=True)
+            fresh = self.put(model, series, asked, index, fresh)
+        said = dict(zip(first, fresh, strict=True))
+        return [said[name] if sentence is None else sentence for name, sentence in zip(names, held, strict=True)]
 
     def embeddings(self, encoder: str, sentences: Sequence[str]) -> tuple[FloatArray, Array]:
         """Return the embeddings of `sentences` under the encoder with this fingerprint.
@@ -572,11 +604,25 @@ def _reopened(path: Path, max_sentences: int | None, read_only: bool) -> Sentenc
     return SentenceStore(path, max_sentences=max_sentences, read_only=read_only)
 
 
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"{what}: expected text, got {type(text).__name__} {text!r:.80}")
+
+
+def _check_sentences(sentences: Sequence[str], n: int) -> None:
+    if len(sentences) != n:
+        raise DataError(f"sentences: expected {n}, one a request, got {len(sentences)}")
+    _check_texts("sentences", sentences)
+
+
 def _request_keys(model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[bytes]:
     if len(samples) != len(requests):
         raise DataError(f"samples: expected {len(requests)}, one a request, got {len(samples)}")
-    if len(samples) and not (min(samples) >= 0 and max(samples) < 2**63):
-        raise DataError(f"samples: expected integers in [0, 2**63), got {min(samples)} to {max(samples)}")
+    _check_texts("requests", requests)
+    for sample in samples:
+        if not isinstance(sample, int | np.integer) or not 0 <= sample < 2**63:
+            raise DataError(f"samples: expected integers in [0, 2**63), got {sample!r:.80}")
     begin = hashlib.blake2b(_bytes(f"{_name('model', model)}\0{_name('series', series)}\0"), digest_size=16)
     known: dict[str, bytes] = {}
     for request in requests:

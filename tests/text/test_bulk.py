@@ -15,7 +15,7 @@ import pytest
 import agents
 import offprompts_env as op
 from agents.cli import main
-from offprompts_env.errors import ConfigError, ModelError
+from offprompts_env.errors import ConfigError, ModelError, StorageError
 from offprompts_env.text.bulk import BulkReport, Engine, Here, Plan, Processes, RayCluster, generate, plan
 from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.language_model import row_uniforms
@@ -118,6 +118,31 @@ def test_every_engine_writes_what_a_table_would(store: SentenceStore, engine: En
     again = planned(store)
     assert (again.missing, again.shards) == (0, ())
     assert generate(again, Make(), store, engine).written == 0
+
+
+def test_a_shard_that_a_full_disk_did_not_take_is_not_written_again(
+    store: SentenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is a sentence for which there is no room.
+    monkeypatch.setattr(store, "put_embeddings", lambda *_: None)
+    outputs = Make()()
+    wrote: list[int] = []
+    write = outputs.write
+    outputs.write = lambda requests, rngs: wrote.append(len(requests)) or write(requests, rngs)
+    pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
+    store._connection().execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError, match=r"full.*held in memory"):
+        generate(planned(store, 100), lambda: outputs, store)
+    held = sum(wrote)
+    assert 0 < held < 1500
+    with pytest.raises(StorageError, match="full"):
+        planned(store, 100)
+    store._connection().execute("PRAGMA max_page_count = 100000")
+    again = planned(store, 100)
+    assert (again.found, again.missing) == (held, 1500 - held)
+    generate(again, lambda: outputs, store)
+    assert sum(wrote) == 1500
+    check_filled(store, 100)
 
 
 def test_a_lost_worker_costs_its_shard(store: SentenceStore, tmp_path: Path) -> None:

@@ -174,16 +174,72 @@ def test_what_a_full_disk_did_not_take_is_not_asked_for_again(store: SentenceSto
 
     pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
     store._connection().execute(f"PRAGMA max_page_count = {pages + 2}")
-    with pytest.raises(StorageError, match=r"full.*Free some space"):
+    with pytest.raises(StorageError, match=r"full.*Free some space.*500 sentences are held"):
         store.complete("m", "s", texts(500), [0] * 500, write)
-    with pytest.raises(StorageError, match="full"):
-        store.complete("m", "s", texts(500), [0] * 500, write)
+    for names in (texts(500), ["another"]):
+        # What is held comes first: no model is asked while its answers cannot be kept.
+        with pytest.raises(StorageError, match="full"):
+            store.complete("m", "s", names, [0] * len(names), write)
     store._connection().execute("PRAGMA max_page_count = 100000")
     # One more request than before is all that is written, in whatever order they come.
     again = store.complete("m", "s", ["more", *texts(500)[::-1]], [0] * 501, write)
     assert asked == [500, 1]
     assert again[1:] == [f"{row} " * 400 for row in range(499, -1, -1)]
     assert SentenceStore(store.path).get("m", "s", texts(500), [0] * 500) == again[:0:-1]
+    assert not store._unsaved
+
+
+def test_what_a_put_could_not_store_goes_with_the_next_one(
+    store: SentenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is locked by another process for longer than anybody waits."""
+    monkeypatch.setattr("offprompts_env.text.store._PATIENCE", 0.01)
+    store.close()
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for request, sentence in (("a", "first"), ("a", "second"), ("b", "x")):
+        with pytest.raises(StorageError, match=r"locked.*held in memory; the next put"):
+            store.put("m", "s", [request], [0], [sentence])
+    with pytest.raises(StorageError, match="locked"):
+        store.save()
+    other.execute("ROLLBACK")
+    assert store.put("m", "t", ["c"], [1], ["y"]) == ["y"]
+    assert store.get("m", "s", ["a", "b"], [0, 0]) == ["first", "x"]
+    assert len(store) == 3
+    assert not store._unsaved
+
+
+def test_what_can_never_be_stored_does_not_stand_in_the_way(store: SentenceStore) -> None:
+    store._connection().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+    with pytest.raises(StorageError, match="too big"):
+        store.put("m", "s", ["a"], [0], ["x" * 20_000])
+    store.put("m", "s", ["b"], [0], ["y"])
+    assert [row.sentence for row in store.rows()] == ["y"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_name_asked_for_twice_is_written_once(store: SentenceStore, read_only: bool) -> None:
+    asked: list[list[int]] = []
+
+    def write(rows: list[int]) -> list[str]:
+        asked.append(list(rows))
+        return [f"{row}" for row in rows]
+
+    store = SentenceStore(store.path, read_only=read_only)
+    said = store.complete("m", "s", ["a", "b", "a", "a"], np.array([0, 0, 0, 1]), write)
+    assert said == ["0", "1", "0", "3"]
+    assert asked == [[0, 1, 3]]
+
+
+def test_what_writes_must_write_one_text_each(store: SentenceStore) -> None:
+    for wrong, message in (
+        (["x"], "expected 2, one a request, got 1"),
+        (["x"] * 3, "got 3"),
+        (["x", None], "NoneType"),
+    ):
+        with pytest.raises(DataError, match=f"sentences: .*{message}"):
+            store.complete("m", "s", ["a", "b"], [0, 0], lambda rows, wrong=wrong: wrong)
+    assert len(store) == 0
     assert not store._unsaved
 
 
@@ -236,9 +292,13 @@ def test_names_that_cannot_be_told_apart(store: SentenceStore, name: str) -> Non
 
 
 def test_what_cannot_be_kept_is_refused(store: SentenceStore) -> None:
-    for samples in ([-1], [2**63]):
+    for sample in (-1, 2**63, 1.5, float("nan"), "1", None):
         with pytest.raises(DataError, match=r"samples: expected integers in \[0, 2\*\*63\)"):
-            store.put("m", "s", ["r"], samples, ["x"])
+            store.put("m", "s", ["r"], [sample], ["x"])
+    with pytest.raises(DataError, match="requests: expected text, got int 7"):
+        store.get("m", "s", [7], [0])
+    with pytest.raises(DataError, match="sentences: expected text, got NoneType"):
+        store.put("m", "s", ["r"], [0], [None])
     with pytest.raises(DataError, match="facts: expected what JSON can hold"):
         store.describe("m", {"model": object()})
     with pytest.raises(ConfigError, match="limit"):
