@@ -45,13 +45,10 @@ class Sentences:
 
     def _summary(self, store: SentenceStore) -> None:
         models = store.models()
-        # What was written last lies in a file beside it until it is taken over.
-        files = (self.store, self.store.with_name(f"{self.store.name}-wal"))
-        size = sum(file.stat().st_size for file in files if file.is_file())
         if self.json:
-            print_json({"sentences": len(store), "bytes": size, "models": [asdict(model) for model in models]})
+            print_json({"sentences": len(store), "bytes": store.size, "models": [asdict(model) for model in models]})
             return
-        print(f"{self.store}: {len(store):,} sentences, {size / 1e6:,.2f} MB")
+        print(f"{self.store}: {len(store):,} sentences, {store.size / 1e6:,.2f} MB")
         for found in models:
             facts = "; ".join(f"{name} {value}" for name, value in found.facts.items() if value)
             print(printable(f"  {found.fingerprint[:16]}  {found.series}: {found.sentences:,} sentences of "

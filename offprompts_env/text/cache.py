@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from offprompts_env.config import check_integer
-from offprompts_env.errors import ConfigError
+from offprompts_env.errors import ConfigError, DimensionError
 from offprompts_env.text.prompted import TextOutputModel, text_column
 from offprompts_env.text.store import SentenceStore
 from offprompts_env.types import Contexts, FloatArray, IntArray, Outputs, PromptSet
@@ -39,11 +39,20 @@ def stored_embeddings(store: SentenceStore, outputs: TextOutputModel, sentences:
     """Return the embeddings of `sentences`, (n, d_o): those of the store, and the others computed and put there.
 
     An output model that does not say which encoder it has (``encoder_fingerprint``) embeds them all itself.
+
+    Raises:
+        DimensionError: the store has embeddings of another dimension under the name of this encoder.
+        StorageError: the store cannot be read or written.
     """
     name = getattr(outputs, "encoder_fingerprint", None)
     if name is None:
         return outputs.embed(sentences)
     known, held = store.embeddings(name, sentences)
+    if held.any() and known.shape[1] != outputs.output_dim:
+        raise DimensionError(
+            f"embeddings: expected dimension {outputs.output_dim}, that of encoder {name!r}, found {known.shape[1]} in "
+            f"{store.path}; give each encoder its own fingerprint, or choose another store"
+        )
     if held.all() and len(sentences) > 0:
         return known
     new = [sentence for sentence, there in zip(sentences, held, strict=True) if not there]

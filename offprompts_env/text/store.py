@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -66,6 +66,21 @@ CREATE TABLE embedding (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL 
 CREATE TABLE count (what TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO count VALUES ('sentence', 0), ('embedding', 0);
 """
+
+# Nothing else may stand in a store: a trigger or a view in a file from elsewhere would act in our name.
+_TABLES = frozenset({"model", "series", "request", "sentence", "embedding", "count"})
+
+# How SQLite says that it cannot make the files that go with a write-ahead log.
+_UNWRITABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+
+KindT = TypeVar("KindT")
+
+# What a file is known by: i-node, size, time of change, and whether a writer's log lies beside it.
+_State = tuple[int, int, int, bool]
+
+
+class _DamageError(Exception):
+    """What was read is not what :class:`SentenceStore` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +130,8 @@ class SentenceStore:
         path: the file; it is made where there is none. Its folder must exist. Not on a network file system, where
             SQLite's locks do not hold.
         max_sentences: sentences kept; None for no bound.
-        read_only: never write, and refuse to make the file.
+        read_only: never write, and refuse to make the file. Where its folder cannot be written either, the file is read
+            as it is while no writer's log lies beside it, and opened anew when it has changed.
 
     Raises:
         ConfigError: `max_sentences` is no integer ≥ 1.
@@ -125,9 +141,14 @@ class SentenceStore:
     def __init__(self, path: str | Path, *, max_sentences: int | None = None, read_only: bool = False) -> None:
         if max_sentences is not None:
             check_integer("max_sentences", max_sentences, 1)
-        self.path, self.max_sentences, self.read_only = Path(path).expanduser(), max_sentences, read_only
+        try:
+            self.path = Path(path).expanduser()
+        except RuntimeError as error:
+            raise StorageError(f"sentence store: cannot tell which folder {path} begins with: {error}") from error
+        self.max_sentences, self.read_only = max_sentences, read_only
         self._open_in: dict[tuple[int, int], sqlite3.Connection] = {}
         self._unsaved: dict[tuple[str, str, str, int], str] = {}
+        self._as_it_was: dict[sqlite3.Connection, _State] = {}
         self._connection()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,15 +166,20 @@ class SentenceStore:
     def __len__(self) -> int:
         """Number of sentences."""
         with self._reading() as connection:
-            return int(connection.execute("SELECT n FROM count WHERE what = 'sentence'").fetchone()[0])
+            return _number(connection, "sentence")
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk; what was written last lies in a log beside the file until it is taken over."""
+        file = self._file()
+        return sum(path.stat().st_size for path in (file, _beside(file, "-wal")) if path.is_file())
 
     def close(self) -> None:
         """Close the connections of this process; the next call opens one again."""
-        for owner, connection in list(self._open_in.items()):
+        for owner in list(self._open_in):
             # What was inherited by a fork must not be touched: closing it would drop the parent's locks.
             if owner[0] == os.getpid():
-                connection.close()
-                del self._open_in[owner]
+                self._forget(owner)
 
     def get(self, model: str, series: str, requests: Sequence[str], samples: Sequence[int]) -> list[str | None]:
         """Return the sentence of each (request, sample), None where there is none.
@@ -314,6 +340,7 @@ class SentenceStore:
             (n, d) float32, zeros where there is none ((n, 0) where there is none at all), and which there are, (n,).
         """
         _name("encoder", encoder)
+        _check_texts("sentences", sentences)
         keys = [_digest(encoder, sentence) for sentence in sentences]
         found: dict[bytes, bytes] = {}
         unique = list(dict.fromkeys(keys))
@@ -322,8 +349,8 @@ class SentenceStore:
                 some = unique[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
                 found.update(connection.execute(f"SELECT key, vector FROM embedding WHERE key IN ({marks})", some))
+            sizes = {len(_is(vector, bytes)) for vector in found.values()}
         held = np.fromiter((key in found for key in keys), dtype=bool, count=len(keys))
-        sizes = {len(vector) for vector in found.values()}
         if len(sizes) > 1 or any(size % 4 for size in sizes):
             raise StorageError(
                 f"sentence store: expected embeddings of one dimension of encoder {encoder!r} in {self.path}, found "
@@ -343,7 +370,11 @@ class SentenceStore:
             DataError: not one embedding a sentence, or of another dimension than those that are there.
             StorageError: as :meth:`put`.
         """
-        vectors = np.ascontiguousarray(embeddings, dtype="<f4")
+        try:
+            vectors = np.ascontiguousarray(embeddings, dtype="<f4")
+        except (TypeError, ValueError) as error:
+            raise DataError(f"embeddings: expected numbers, ({len(sentences)}, d), got others: {error}") from error
+        _check_texts("sentences", sentences)
         if vectors.ndim != 2 or len(vectors) != len(sentences):
             raise DataError(f"embeddings: expected ({len(sentences)}, d), one a sentence, got {vectors.shape}")
         dimension = f"dimension {_name('encoder', encoder)}"
@@ -390,7 +421,10 @@ class SentenceStore:
         """
         with self._reading() as connection:
             rows = connection.execute(query).fetchall()
-            return tuple(StoredModel(model, name, json.loads(facts), n, k) for model, name, facts, n, k in rows)
+            return tuple(
+                StoredModel(_is(model, str), _is(name, str), _is(json.loads(_is(facts, str)), dict), n, k)
+                for model, name, facts, n, k in rows
+            )
 
     def rows(
         self,
@@ -408,17 +442,18 @@ class SentenceStore:
             limit: so many at most.
 
         Raises:
-            ConfigError: `limit` is negative.
+            ConfigError: `limit` is negative, or larger than SQLite counts.
+            DataError: no model or series can have this name.
         """
         if limit is not None:
-            check_integer("limit", limit, 0)
+            check_integer("limit", limit, 0, 2**63 - 1)
         conditions, values = ["1"], []
         if model is not None:
             conditions.append("substr(series.model, 1, ?) = ?")
-            values += [len(model), model]
+            values += [len(model), _name("model", model)]
         if series is not None:
             conditions.append("series.name = ?")
-            values.append(series)
+            values.append(_name("series", series))
         if contains is not None:
             conditions.append("(instr(request.text, ?) OR instr(sentence.text, ?))")
             values += [_bytes(contains)] * 2
@@ -430,7 +465,7 @@ class SentenceStore:
         """
         with self._reading() as connection:
             for name, of, request, sample, text in connection.execute(query, (*values, -1 if limit is None else limit)):
-                yield StoredSentence(name, of, _text(request), sample, _text(text))
+                yield StoredSentence(_is(name, str), _is(of, str), _text(request), _is(sample, int), _text(text))
 
     def _lookup(
         self,
@@ -455,7 +490,7 @@ class SentenceStore:
 
     def _count(self, connection: sqlite3.Connection, what: str, change: int) -> int:
         connection.execute("UPDATE count SET n = n + ? WHERE what = ?", (change, what))
-        return int(connection.execute("SELECT n FROM count WHERE what = ?", (what,)).fetchone()[0])
+        return _number(connection, what)
 
     def _make_room(self, connection: sqlite3.Connection, fresh: list[bytes]) -> None:
         """Drop the oldest requests until the bound holds, but none of `fresh` and no references."""
@@ -486,15 +521,22 @@ class SentenceStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._translated("read"):
-            yield self._connection()
+        connection = self._connection()
+        try:
+            with self._translated("read"):
+                yield connection
+        except StorageError:
+            # A file that changed underneath looks damaged, and is not.
+            self._check_unchanged(connection)
+            raise
+        self._check_unchanged(connection)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         if self.read_only:
             raise StorageError(f"sentence store: {self.path} was opened read-only; open it with read_only=False")
+        connection = self._connection()
         with self._translated("write"):
-            connection = self._connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -511,38 +553,85 @@ class SentenceStore:
             yield
         except sqlite3.Error as error:
             raise StorageError(f"sentence store: cannot {what} {self.path}: {error}. {_remedy(error)}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (_DamageError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise StorageError(f"sentence store: cannot {what} {self.path}: {error}. {_DAMAGED}") from error
 
     def _connection(self) -> sqlite3.Connection:
         owner = os.getpid(), threading.get_ident()
         connection = self._open_in.get(owner)
+        if connection is not None and self._changed(connection):
+            self._forget(owner)
+            connection = None
         if connection is None:
             with self._translated("open"):
                 connection = self._open()
             self._open_in[owner] = connection
         return connection
 
-    def _open(self) -> sqlite3.Connection:
-        if self.read_only and not self.path.is_file():
-            raise StorageError(f"sentence store: expected a file {self.path}, found none; check the path")
-        if not self.path.parent.is_dir():
-            raise StorageError(f"sentence store: expected a folder {self.path.parent}, found none; make it first")
-        if not self.read_only:
-            return self._opened("mode=rwc")
-        try:
-            return self._opened("mode=ro")
-        except sqlite3.OperationalError:
-            # In a folder that cannot be written SQLite cannot make the files through which it follows writers. Where
-            # nobody has left any, nobody writes, and the file may be read as it is.
-            if self.path.with_name(f"{self.path.name}-wal").exists():
-                raise
-            return self._opened("mode=ro&immutable=1")
+    def _forget(self, owner: tuple[int, int]) -> None:
+        connection = self._open_in.pop(owner)
+        self._as_it_was.pop(connection, None)
+        connection.close()
 
-    def _opened(self, how: str) -> sqlite3.Connection:
-        address = f"{self.path.absolute().as_uri()}?{how}"
+    def _changed(self, connection: sqlite3.Connection) -> bool:
+        """Tell whether a file that is read as it is has been written since; SQLite itself does not look."""
+        then = self._as_it_was.get(connection)
+        return then is not None and _state(self._file()) != then
+
+    def _check_unchanged(self, connection: sqlite3.Connection) -> None:
+        if self._changed(connection):
+            raise StorageError(
+                f"sentence store: {self.path} was written while it was read in a folder that cannot be written; "
+                "read it again"
+            )
+
+    def _file(self) -> Path:
+        """Return where the file really is; what SQLite keeps beside it is beside that, not beside a link to it."""
+        if "\0" in str(self.path):
+            raise StorageError(f"sentence store: expected a path without NUL, got {str(self.path)!r}")
+        try:
+            file = self.path.resolve()
+            there, is_file = file.exists(), file.is_file()
+        except (OSError, RuntimeError) as error:
+            raise StorageError(f"sentence store: cannot open {self.path}: {error}; check the path") from error
+        if there and not is_file:
+            raise StorageError(
+                f"sentence store: expected a file {self.path}, found a folder or something else; choose another path"
+            )
+        return file
+
+    def _open(self) -> sqlite3.Connection:
+        file = self._file()
+        if self.read_only and not file.exists():
+            raise StorageError(f"sentence store: expected a file {self.path}, found none; check the path")
+        if not file.parent.is_dir():
+            raise StorageError(f"sentence store: expected a folder {file.parent}, found none; make it first")
+        if not self.read_only:
+            return self._opened(file, "mode=rwc")
+        try:
+            return self._opened(file, "mode=ro")
+        except sqlite3.OperationalError as error:
+            # Extended codes have the plain one in their lowest byte.
+            if error.sqlite_errorcode & 0xFF not in _UNWRITABLE:
+                raise
+            return self._opened_as_it_is(file)
+
+    def _opened_as_it_is(self, file: Path) -> sqlite3.Connection:
+        """Open a file in a folder in which SQLite cannot make the files through which it follows writers."""
+        for ending in ("-wal", "-journal"):
+            if _beside(file, ending).exists():
+                raise StorageError(
+                    f"sentence store: {file}{ending} holds what was written last, and cannot be read in a folder that "
+                    "cannot be written; open the store once where it can, or copy both files there"
+                )
+        state = _state(file)
+        connection = self._opened(file, "mode=ro&immutable=1")
+        self._as_it_was[connection] = state
+        return connection
+
+    def _opened(self, file: Path, how: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            address, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            f"{file.as_uri()}?{how}", uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
             self._check_format(connection)
@@ -565,10 +654,15 @@ class SentenceStore:
                 f"sentence store: expected {self.path} to be one, found another SQLite file; choose another path"
             )
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise StorageError(
-                f"sentence store: {self.path} has format version {version}, this package reads up to "
-                f"{FORMAT_VERSION}; update offprompts-env"
+                f"sentence store: {self.path} has format version {version}, this package reads version "
+                f"{FORMAT_VERSION}; use the version of offprompts-env that wrote it, or a newer one"
+            )
+        made = "SELECT type, name FROM sqlite_master WHERE type <> 'index' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'"
+        if set(connection.execute(made)) != {("table", name) for name in _TABLES}:
+            raise StorageError(
+                f"sentence store: expected the tables {sorted(_TABLES)} in {self.path}, found others. {_DAMAGED}"
             )
 
     def _make_if_empty(self, connection: sqlite3.Connection) -> None:
@@ -649,8 +743,32 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
+def _text(data: object) -> str:
+    return _is(data, bytes).decode("utf-8", "surrogatepass")
+
+
+def _is(value: object, kind: type[KindT]) -> KindT:
+    """Return `value` if it is what its column should hold; SQLite columns hold anything."""
+    if not isinstance(value, kind):
+        raise _DamageError(f"expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _number(connection: sqlite3.Connection, what: str) -> int:
+    row = connection.execute("SELECT n FROM count WHERE what = ?", (what,)).fetchone()
+    return _is(None if row is None else row[0], int)
+
+
+def _beside(file: Path, ending: str) -> Path:
+    return file.with_name(file.name + ending)
+
+
+def _state(file: Path) -> _State:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0, 0, False
+    return found.st_ino, found.st_size, found.st_mtime_ns, _beside(file, "-wal").exists()
 
 
 def _remedy(error: sqlite3.Error) -> str:

@@ -7,14 +7,17 @@ import os
 import pickle
 import signal
 import sqlite3
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from agents.cli import main
-from offprompts_env.errors import ConfigError, DataError, StorageError
+from offprompts_env.errors import ConfigError, DataError, DimensionError, StorageError
 from offprompts_env.movielens.rewards import UnpromptedSentences
 from offprompts_env.text.cache import SampleTable, table_series
 from offprompts_env.text.decoding import Decoding
@@ -137,9 +140,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="found none"):
         SentenceStore(tmp_path / "none.db", read_only=True)
     SentenceStore(tmp_path / "new.db").close()
-    sqlite3.connect(tmp_path / "new.db").execute("PRAGMA user_version = 9").connection.close()
-    with pytest.raises(StorageError, match="format version 9"):
-        SentenceStore(tmp_path / "new.db")
+    for version in (9, 0, -1):
+        sqlite3.connect(tmp_path / "new.db").execute(f"PRAGMA user_version = {version}").connection.close()
+        for read_only in (False, True):
+            with pytest.raises(StorageError, match=f"format version {version}, this package reads"):
+                SentenceStore(tmp_path / "new.db", read_only=read_only)
 
 
 def test_read_only(store: SentenceStore) -> None:
@@ -253,24 +258,116 @@ def test_references_do_not_make_room(tmp_path: Path) -> None:
     assert [row.request for row in store.rows(series="table 0")] == ["r36", "r37", "r38", "r39"]
 
 
-def test_a_folder_that_cannot_be_written_is_read(store: SentenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SQLite answers there: it may not make the files that go with a write-ahead log."""
-    store.put("m", "s", ["a"], [0], ["x"])
-    store.close()
+class Stranger:
+    """A process that may read a folder, and not write into it. Permissions do not bind root, so it is nobody then."""
+
+    def __init__(self, path: Path, read_only: bool = True) -> None:
+        context = multiprocessing.get_context("fork")
+        self.path, self.read_only = path, read_only
+        self.here, self.there = context.Pipe()
+        self.process = context.Process(target=self._serve, daemon=True)
+        self.process.start()
+
+    def _serve(self) -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        store = None
+        while True:
+            self.there.recv()
+            try:
+                store = store or SentenceStore(self.path, read_only=self.read_only)
+                self.there.send((len(store), store.get("m", "s", ["a"], [0])[0]))
+            except StorageError as error:
+                self.there.send(str(error))
+
+    def sees(self) -> tuple[int, str | None] | str:
+        folder = self.path.resolve().parent
+        folder.chmod(0o755 if os.getuid() == 0 else 0o555)
+        self.here.send("look")
+        assert self.here.poll(60)
+        folder.chmod(0o755)
+        return self.here.recv()
+
+
+@pytest.fixture
+def shown() -> Iterator[SentenceStore]:
+    """A store where other users may look, unlike in a folder of the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        store = SentenceStore(Path(folder) / "s.db")
+        store.put("m", "s", ["a"], [0], ["x"])
+        store.close()
+        yield store
+
+
+def test_a_folder_that_cannot_be_written_is_read(shown: SentenceStore) -> None:
+    reader = Stranger(shown.path)
+    assert reader.sees() == (1, "x")
+    assert "readonly" in Stranger(shown.path, read_only=False).sees()
+    # What others write meanwhile is seen: when they have left, and while they write through their log.
+    many = texts(3000)
+    shown.put("m", "s", many, [0] * 3000, ["y" * 99] * 3000)
+    shown.close()
+    assert not shown.path.with_name("s.db-wal").exists()
+    assert reader.sees() == (3001, "x")
+    shown.put("m", "s", many, [1] * 3000, ["z" * 99] * 3000)
+    assert shown.path.with_name("s.db-wal").exists()
+    assert reader.sees() == Stranger(shown.path).sees() == (6001, "x")
+    shown.close()
+    assert reader.sees() == Stranger(shown.path).sees() == (6001, "x")
+
+
+def test_a_log_that_a_killed_writer_left_is_not_passed_over(shown: SentenceStore) -> None:
+    """Also not by a link: the log is beside the file, and not beside the link."""
+    beside = shown.path.parent / "linked"
+    beside.mkdir()
+    (beside / "link.db").symlink_to(shown.path)
+    assert Stranger(beside / "link.db").sees() == (1, "x")
+    shown.path.with_name("s.db-wal").write_bytes(b"written last")
+    for path in (shown.path, beside / "link.db"):
+        assert "s.db-wal holds what was written last" in Stranger(path).sees()
+
+
+def test_a_file_written_while_it_is_read_as_it_is(shown: SentenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLite then takes for damage, or does not notice, is said to be what it is; the next call reads anew."""
     connect = sqlite3.connect
 
-    def cannot_write(address: str, **settings: object) -> sqlite3.Connection:
+    def cannot_write(address: str, **settings: Any) -> sqlite3.Connection:
         if "immutable" not in address:
-            raise sqlite3.OperationalError("unable to open database file")
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
         return connect(address, **settings)
 
     monkeypatch.setattr(sqlite3, "connect", cannot_write)
-    assert SentenceStore(store.path, read_only=True).get("m", "s", ["a"], [0]) == ["x"]
-    with pytest.raises(StorageError, match="unable to open"):
-        SentenceStore(store.path)
-    store.path.with_name(f"{store.path.name}-wal").write_bytes(b"")
-    with pytest.raises(StorageError, match="unable to open"):
-        SentenceStore(store.path, read_only=True)
+    reader = SentenceStore(shown.path, read_only=True)
+    rows = reader.rows()
+    assert next(rows).sentence == "x"
+    os.utime(shown.path, ns=(1, 1))
+    with pytest.raises(StorageError, match=r"written while it was read.*read it again"):
+        list(rows)
+    assert reader.get("m", "s", ["a"], [0]) == ["x"]
+
+
+def test_places_where_no_store_can_be(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "to nothing").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "to folder", "pipe", "loop", "a\0b", "x" * 5000, "folder/.."):
+        for read_only in (False, True):
+            with pytest.raises(StorageError, match=r"expected a file|path|unable to open"):
+                SentenceStore(tmp_path / name, read_only=read_only)
+    with pytest.raises(StorageError, match="found none"):
+        SentenceStore(tmp_path / "to nothing", read_only=True)
+    with pytest.raises(StorageError, match="cannot tell which folder"):
+        SentenceStore("~nobody of that name/s.db")
+    assert not (tmp_path / "a").exists()
+    # A link to where nothing is yet is made good, as by any program that writes a file.
+    SentenceStore(tmp_path / "to nothing").put("m", "s", ["a"], [0], ["x"])
+    assert len(SentenceStore(tmp_path / "nothing")) == 1
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", 7])
@@ -301,8 +398,17 @@ def test_what_cannot_be_kept_is_refused(store: SentenceStore) -> None:
         store.put("m", "s", ["r"], [0], [None])
     with pytest.raises(DataError, match="facts: expected what JSON can hold"):
         store.describe("m", {"model": object()})
-    with pytest.raises(ConfigError, match="limit"):
-        list(store.rows(limit=-3))
+    for limit in (-3, 2**63, 1.5):
+        with pytest.raises(ConfigError, match="limit"):
+            list(store.rows(limit=limit))
+    for where in ({"model": "\ud800"}, {"series": "\ud800"}):
+        with pytest.raises(DataError, match="expected text without NUL and halves"):
+            list(store.rows(**where))
+    for vectors in ([["x"]], [[1.0], [1.0, 2.0]]):
+        with pytest.raises(DataError, match="embeddings: expected numbers"):
+            store.put_embeddings("e", ["x"], vectors)
+    with pytest.raises(DataError, match="sentences: expected text, got int"):
+        store.embeddings("e", [4])
     store.put_embeddings("e", ["x"], np.zeros((1, 3)))
     with pytest.raises(DataError, match="expected dimension 3, as those of encoder 'e'"):
         store.put_embeddings("e", ["y"], np.zeros((1, 4)))
@@ -365,6 +471,78 @@ def test_damage_that_sqlite_does_not_see(store: SentenceStore) -> None:
                  lambda: store.embeddings("e", ["a", "b"])):  # fmt: skip
         with pytest.raises(StorageError, match="damaged"):
             call()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "DROP TABLE sentence",
+        "DELETE FROM count",
+        "UPDATE count SET n = 'many' WHERE what = 'sentence'",
+        "UPDATE sentence SET text = 7",
+        "UPDATE sentence SET text = 'text and not bytes'",
+        "UPDATE sentence SET sample = 'first'",
+        "UPDATE series SET name = x'00'",
+        "UPDATE embedding SET vector = 5",
+        "INSERT INTO model VALUES ('m', '[1]')",
+        f"INSERT INTO model VALUES ('m', '{'[' * 100_000}')",
+        "DROP TABLE sentence; CREATE VIEW sentence AS SELECT 1 request, 0 sample, x'41' text",
+        "CREATE TRIGGER t AFTER INSERT ON sentence BEGIN DELETE FROM sentence; END",
+    ],
+)
+def test_a_file_that_somebody_made_to_look_like_a_store(store: SentenceStore, harm: str) -> None:
+    """What SQLite is content with and we never write is named; nothing else comes out."""
+    store.put("m", "s", ["a"], [0], ["x"])
+    store.put_embeddings("e", ["a"], np.ones((1, 4)))
+    store.close()
+    sqlite3.connect(store.path).executescript(harm).connection.close()
+    calls = (
+        len,
+        lambda opened: opened.get("m", "s", ["a"], [0]),
+        lambda opened: opened.put("m", "s", ["b"], [0], ["x"]),
+        lambda opened: opened.embeddings("e", ["a"]),
+        lambda opened: opened.put_embeddings("e", ["b"], np.ones((1, 4))),
+        lambda opened: opened.models(),
+        lambda opened: list(opened.rows()),
+    )
+    found = []
+    for call in calls:
+        try:
+            call(SentenceStore(store.path))
+        except StorageError as error:
+            found.append("damaged" in str(error))
+    assert any(found)
+    assert all(found)
+
+
+def test_a_file_cut_short_or_altered(store: SentenceStore) -> None:
+    """Wherever it is cut, and whatever is in it: what is read is an answer or a StorageError."""
+    many = texts(200)
+    store.put("m", "s", many, [0] * 200, [f"{name} " * 9 for name in many])
+    store.put_embeddings("e", many, np.ones((200, 2)))
+    store.close()
+    whole, rng = store.path.read_bytes(), np.random.default_rng(0)
+    broken = [whole[: int(cut)] for cut in rng.integers(1, len(whole), size=30)] + [whole[:-1], whole[:100]]
+    for reach in (100, 4096, len(whole)) * 10:
+        altered = np.frombuffer(whole, dtype=np.uint8).copy()
+        altered[rng.integers(reach, size=8)] = rng.integers(256, size=8)
+        broken.append(altered.tobytes())
+    refused = 0
+    for content in broken:
+        store.path.write_bytes(content)
+        for read_only in (True, False):
+            try:
+                with SentenceStore(store.path, read_only=read_only) as opened:
+                    opened.get("m", "s", many, [0] * 200)
+                    opened.embeddings("e", many)
+                    list(opened.rows())
+                    opened.models()
+                    len(opened)
+            except StorageError:
+                refused += 1
+        for left in store.path.parent.glob("s.db-*"):
+            left.unlink()
+    assert refused > 60
 
 
 def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path) -> None:
@@ -461,6 +639,21 @@ def test_a_warm_store_asks_neither_model_nor_encoder(store: SentenceStore) -> No
     np.testing.assert_array_equal(a.embedding, b.embedding)
     assert first.outputs.language_model.written == first.generated == len(store) > 0
     assert second.outputs.language_model.written == second.outputs.encoder.encoded == 0
+
+
+def test_embeddings_of_another_encoder_under_the_same_name(store: SentenceStore) -> None:
+    contexts, actions = rounds(30)
+    made = table(Fickle(), store)
+    made.sample(contexts, actions, np.random.default_rng(1))
+
+    class Wide(Letters):
+        dim = 2
+
+        def encode(self, texts):
+            return np.repeat(super().encode(texts), 2, axis=1)
+
+    with pytest.raises(DimensionError, match="expected dimension 2, that of encoder"):
+        table(Fickle(), store, encoder=Wide()).sample(contexts, actions, np.random.default_rng(1))
 
 
 def test_models_and_seeds_do_not_mix(store: SentenceStore) -> None:
