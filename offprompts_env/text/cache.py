@@ -94,7 +94,8 @@ class SampleTable:
         store: sentences on disk, shared with other processes.
 
     Raises:
-        ConfigError: `outputs` is no text output model, or a number is out of range.
+        ConfigError: `outputs` is no text output model, a number is out of range, or `store` may drop sentences that
+            `outputs` could not write again.
     """
 
     def __init__(
@@ -114,6 +115,12 @@ class SampleTable:
         for name, value in (("slots", slots), ("capacity", capacity)):
             check_integer(name, value, 1)
         check_integer("seed", seed, 0)
+        if store is not None and store.max_sentences is not None and not getattr(outputs, "reproducible", True):
+            # Two draws of one of K sentences are equal with probability 1/K, unless it is written anew in between.
+            raise ConfigError(
+                f"store: expected one without max_sentences, got {store.max_sentences:,}: what it drops, a model that "
+                "is not reproducible would replace by something else; leave out max_sentences"
+            )
         self.outputs, self.capacity, self.seed, self.store = outputs, capacity, seed, store
         self.slots = 1 if outputs.deterministic else slots
         self.requested = 0

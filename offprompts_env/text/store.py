@@ -12,7 +12,10 @@ series           sentence k of a request
 
 A sentence under a name is a function of that name where the model is reproducible. Where it is not (a server that
 ignores seeds), the first writer wins, and all later readers see what it wrote. So a store changes how often a model is
-asked, and nothing about the distribution of what is read.
+asked, and nothing about the distribution of what is read: neither who wins nor what makes room depends on what a
+sentence says. One thing is out of its hands: if such a server gives short answers sooner, and several processes ask it
+for the same names at the same moment, the first is more often a short one. Let one process fill the store, as
+``offprompts generate`` does.
 
 Embeddings lie beside the sentences, named by the encoder's fingerprint and the sentence.
 """
@@ -121,7 +124,9 @@ class SentenceStore:
 
     With `max_sentences`, the requests that were first stored longest ago make room, each with all its sentences; what
     the same call has just put stays, even if it alone is more, and so do references (:data:`NO_PROMPT_SERIES`).
-    Embeddings are bounded by the same number.
+    Embeddings are bounded by the same number. A reproducible model writes what was dropped as it was; for one that is
+    not, a :class:`~offprompts_env.text.cache.SampleTable` refuses a bounded store, since its K sentences would not stay
+    the same.
 
     What the file could not take (full disk, locked) is held in memory, and the next :meth:`put` or :meth:`complete`
     puts it first: a model is asked for nothing new before what it has said is safe. A pickled copy does not hold it.

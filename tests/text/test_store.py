@@ -757,6 +757,103 @@ def test_processes_that_ask_at_once_see_the_same(store: SentenceStore) -> None:
     assert seen == {" ".join(str(s) for s in store.get("m", "s", texts(40), [0] * 40))}
 
 
+def chi_square(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(((found - expected) ** 2 / expected).sum())
+
+
+def test_a_race_selects_nothing(store: SentenceStore) -> None:
+    """Two processes write the same pairs of samples at once, without seeds: both go on with the same, unselected ones.
+
+    The other process puts its own while the first still writes, or the other way round.
+    """
+    chances, rng = np.array([0.4, 0.3, 0.2, 0.1]), np.random.default_rng(7)
+    other = SentenceStore(store.path)
+    # Lengths differ, so that a choice by length would show.
+    words = ["w" * (k + 1) for k in range(4)]
+    n = 800
+    names, samples = [name for name in texts(n) for _ in range(2)], [0, 1] * n
+
+    def say(rows: list[int]) -> list[str]:
+        return [words[k] for k in rng.choice(4, size=len(rows), p=chances)]
+
+    asked: list[int] = []
+    won: list[str] = []
+
+    def race(rows: list[int]) -> list[str]:
+        mine = say(rows)
+        won.extend(other.complete("m", "s", names[: len(rows)], samples[: len(rows)], say))
+        asked.append(len(rows))
+        return mine
+
+    half = len(names) // 2
+    seen = store.complete("m", "s", names[:half], samples[:half], race)
+    assert asked == [half]
+    assert seen == won
+    # The other one has half of what is asked for now, and is late for the rest.
+    seen = store.complete("m", "s", names, samples, say)
+    assert seen[:half] == won
+    assert seen == other.complete("m", "s", names, samples, say) == store.get("m", "s", names, samples)
+    drawn = np.array([words.index(sentence) for sentence in seen]).reshape(-1, 2)
+    # 3 and 15 degrees of freedom: 0.999 quantiles 16.3 and 37.7.
+    assert chi_square(np.bincount(drawn[:, 0], minlength=4), n * chances) < 16.3
+    assert chi_square(np.bincount(drawn[:, 1], minlength=4), n * chances) < 16.3
+    pairs = np.bincount(4 * drawn[:, 0] + drawn[:, 1], minlength=16)
+    assert chi_square(pairs, n * np.outer(chances, chances).ravel()) < 37.7
+
+
+def test_without_seeds_a_store_keeps_the_distribution(tmp_path: Path) -> None:
+    """χ² as above, for a server that ignores seeds: single draws, and pairs within one table, over 600 tables.
+
+    Another handle begins each table, and the last one finds it begun.
+    """
+    contexts, actions = rounds(6)
+    path = tmp_path / "s.db"
+    for theirs, ours in ((None, None), (SentenceStore(path), SentenceStore(path))):
+        source, counts = np.random.default_rng(11), np.zeros((2, 2))
+        for seed in range(600):
+            if theirs is not None:
+                begun = table(Fickle(source=source), theirs, slots=3, seed=seed)
+                begun.sample(contexts.take(slice(0, 3)), actions[:3], np.random.default_rng([seed, 9]))
+            made = table(Fickle(source=source), ours, slots=3, seed=seed)
+            once, twice = (
+                int(made.sample(contexts, actions, np.random.default_rng([seed, i])).embedding[0, 0]) for i in range(2)
+            )
+            counts[once, twice] += 1
+        chances = np.array([0.7, 0.3])
+        # 1 and 3 degrees of freedom: 0.999 quantiles 10.8 and 16.3.
+        assert chi_square(counts.sum(axis=1), 600 * chances) < 10.8
+        assert chi_square(counts, 600 * (np.diag(chances) / 3 + np.outer(chances, chances) * 2 / 3)) < 16.3
+
+
+def test_what_made_room_comes_back_as_it_was(tmp_path: Path) -> None:
+    """A store much too small drops and refills all the time, and nothing that is drawn changes."""
+    store = SentenceStore(tmp_path / "s.db", max_sentences=4)
+    contexts, actions = rounds(40)
+    dropped = 0
+    for i in range(30):
+        # No memory but the store.
+        made, plain = table(Words(), store, slots=3), table(Words(), slots=3)
+        drawn, expected = (
+            one.sample(contexts.take(slice(i, i + 8)), actions[i : i + 8], np.random.default_rng(i))
+            for one in (made, plain)
+        )
+        assert drawn.text.tolist() == expected.text.tolist()
+        dropped += made.generated
+    # It has been asked far more often than there are sentences: 3 queries, 4 prompts, 3 samples.
+    assert dropped > 3 * 36
+
+
+def test_a_table_of_what_cannot_be_written_again_needs_a_store_without_bound(tmp_path: Path) -> None:
+    class Seedless(Fickle):
+        reproducible = False
+
+    bounded = SentenceStore(tmp_path / "s.db", max_sentences=4)
+    with pytest.raises(ConfigError, match="expected one without max_sentences, got 4"):
+        table(Seedless(), bounded)
+    table(Seedless(), SentenceStore(tmp_path / "s.db"))
+    table(Fickle(), bounded)
+
+
 def test_processes_over_a_seedless_server_share_one_reference(store: SentenceStore) -> None:
     source = np.random.default_rng(0)
     first, second = (UnpromptedSentences({}, Fickle(source=source), FORMATTER, 8, store) for _ in range(2))
