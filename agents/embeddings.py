@@ -11,6 +11,9 @@ the Euclidean distance between ``(r̂(x_1, q, s), …, r̂(x_M, q, s)) / √M``,
 hold as much of the distances as ``d_o`` directions can, and scaled so that two logged sentences are as far from each
 other as before, in the mean square. So dimensions, bandwidths and kernel noise keep their meaning.
 
+The reward model is fitted to the rounds that are then learned from. That does no harm that was seen: with one from a
+second log of the same size DSO gained 0.06 ± 0.42 more (own reader 0.03 ± 0.43) of 7.8 over uniform, in eight worlds.
+
 What the released code of Kiyohara, Cao, Saito, Joachims (RecSys 2025, arXiv 2504.02646) calls sentence-embedding
 learning has the same aim by other means: a network trained on pairs.
 
