@@ -96,6 +96,7 @@ class LoopbackServer:
         self.down()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Any:
         return self
