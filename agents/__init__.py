@@ -110,7 +110,12 @@ if TYPE_CHECKING:
         load_policy as load_policy,
         save_policy as save_policy,
     )
-    from agents.recipes import logging_policies as logging_policies, logging_policy as logging_policy
+    from agents.recipes import (
+        logging_policies as logging_policies,
+        logging_policy as logging_policy,
+        online_logging_policies as online_logging_policies,
+        online_logging_policy as online_logging_policy,
+    )
     from agents.rewards import (
         FittedRewards as FittedRewards,
         FittedSentenceRewards as FittedSentenceRewards,
@@ -263,6 +268,8 @@ _NAMES = {
     "agents.recipes": (
         "logging_policies",
         "logging_policy",
+        "online_logging_policies",
+        "online_logging_policy",
     ),
     "agents.rewards": (
         "FittedRewards",

@@ -220,6 +220,16 @@ class NeuralPolicy(Saves):
         """Return the pmf, (n, A)."""
         return softmax(self.logits(contexts))
 
+    def tempered(self, beta: float) -> NeuralPolicy:
+        """Return ``π_β(a | x, q) ∝ π(a | x, q)^β``; β = 0 is uniform, 1 this policy, larger ones are greedier.
+
+        Raises:
+            ConfigError: `beta` is no number ≥ 0.
+        """
+        check_number("beta", beta, 0)
+        *hidden, last = self.network.layers
+        return NeuralPolicy(MLP((*hidden, last * np.float32(beta))), self.catalogue)
+
     def to_record(self) -> Record:
         """Return what it is made of."""
         return Record("NeuralPolicy", {"catalogue": self.catalogue}, self.network.tensors())

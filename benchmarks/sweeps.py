@@ -149,7 +149,9 @@ def on_text(sweep: Sweep, bundle: str | None, prompts: int | None) -> Sweep:
             setting = replace(setting, bundle=bundle)
         if prompts is None:
             return replace(point, setting=setting)
-        named = (f"prompts={prompts}", prompts) if point.name == "prompts=all" else (point.name, point.x)
+        first, *rest = point.name.split("/")
+        name = "/".join([f"prompts={prompts}", *rest])
+        named = (name, prompts) if first == "prompts=all" else (point.name, point.x)
         return replace(point, setting=replace(setting, prompts=prompts), name=named[0], x=named[1])
 
     return replace(sweep, points=tuple(changed(point) for point in sweep.points))

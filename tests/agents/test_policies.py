@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import agents
+import offprompts_env as op
 from agents.networks import MLP
 from agents.policies import softmax
 from offprompts_env.errors import ConfigError, DimensionError, NumericalError, StorageError
@@ -209,3 +210,32 @@ def test_a_kill_or_a_full_disk_leaves_the_old_policy_or_the_new_one(policies, lo
         agents.load_policy(tmp_path / "p").probabilities(log.contexts), new.probabilities(log.contexts)
     )
     assert len(list((tmp_path / "p").glob("policy-*.safetensors"))) == 1
+
+
+def test_a_tempered_network_is_a_power_of_the_policy(policies, log):
+    policy, contexts = policies["neural"], log.contexts.take(slice(50))
+    pmf = policy.probabilities(contexts).astype(np.float64)
+    for beta in (0.0, 0.2, 1.0, 3.0):
+        power = pmf**beta
+        np.testing.assert_allclose(
+            policy.tempered(beta).probabilities(contexts), power / power.sum(1, keepdims=True), rtol=1e-4
+        )
+    assert policy.tempered(0.5).catalogue == policy.catalogue
+    np.testing.assert_array_equal(policy.probabilities(contexts).astype(np.float64), pmf)
+    with pytest.raises(ConfigError, match="beta"):
+        policy.tempered(float("inf"))
+
+
+def test_the_published_logging_policy_on_text_is_worth_less_than_what_it_softens(simulator):
+    quick = agents.OnlinePG(steps=300, learning_rate=5e-3)
+    soft = agents.online_logging_policy(simulator, online=quick, seed=3)
+    sharp = agents.online_logging_policy(simulator, online=quick, seed=3, beta=1.0)
+    contexts = simulator.contexts.sample(200, np.random.default_rng(0))
+    for left, right in zip(soft.network.layers[:-1], sharp.network.layers[:-1], strict=True):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_allclose(soft.network.layers[-1], 0.2 * sharp.network.layers[-1], rtol=1e-6)
+    # What is learned online with the same seed is another policy than the one behind the log.
+    assert not np.array_equal(sharp.logits(contexts), quick.fit(simulator, seed=3).logits(contexts))
+    truth = op.Truth.exact(simulator)
+    uniform = truth.value(agents.UniformPolicy(simulator.n_prompts)).value
+    assert uniform < truth.value(soft).value < truth.value(sharp).value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import agents
 import offprompts_env as op
 from benchmarks.methods import Effort, Logging, Own, Shuffled
 from benchmarks.settings import text
-from benchmarks.settings.text import TEXT, CountedOutputs, TextSetting
+from benchmarks.settings.text import PUBLISHED, TEXT, CountedOutputs, PublishedSetting, TextSetting
 from benchmarks.settings.worlds import look_every
 from benchmarks.store import Store
 from benchmarks.sweeps import SWEEPS, quick
@@ -182,6 +183,36 @@ def test_runs_are_named_by_log_and_seed():
     short = quick(sweep)
     assert {(run.world, run.seed) for run in short.runs()} == {(0, 0), (1, 0)}
     assert {run.point.setting.prompts for run in short.runs()} == {100}
+
+
+def test_the_paper_logs_by_a_softer_form_of_what_was_learned_online(setting, store, results):
+    shared = {f.name: getattr(setting, f.name) for f in fields(setting)}
+    paper = PublishedSetting(**shared)
+    before = {stage: kept(store, stage) for stage in ("logging", "logs", "truth", "skyline")}
+    own = paper.perform(Logging(), UNITS, store)
+    learned = paper.perform(TEXT["is"], UNITS, store)
+    more = {stage: len(kept(store, stage)) - len(names) for stage, names in before.items()}
+    assert more == {"logging": 2, "logs": 2, "truth": 0, "skyline": 0}
+    assert [one.value for one in learned] != [one.value for one in results["is"]]
+    first, second, third = [one.value for one in own]
+    assert second == third != first
+    assert first != results["logging"][0].value
+    for name in ("uniform", "oracle", "no prompt", "online"):
+        assert [one.references[name] for one in own] == [one.references[name] for one in results["logging"]]
+
+
+def test_the_published_sweep_has_the_published_schedules():
+    sweep = SWEEPS["movielens_published"]
+    ids = {run.id for run in sweep.runs()}
+    assert len(ids) == 25 * (len(PUBLISHED) + 1)
+    assert "movielens_published/prompts=all/sentences=unbounded/log=4/seed=4/learner=dso" in ids
+    usual, unbounded = sweep.points
+    assert usual.setting == unbounded.setting == PublishedSetting(beta=0.2, rounds=10_000)
+    assert usual.methods["regression"] == agents.RegressionPG()
+    dso = unbounded.methods["dso"]
+    assert (dso.steps, dso.batch_size, dso.learning_rate) == (20_000, 32, 5e-4)
+    assert dso.max_sentences is dso.density.max_sentences is None
+    assert {run.key for run in sweep.runs()}.isdisjoint({run.key for run in SWEEPS["movielens"].runs()})
 
 
 def test_the_sweep_of_budgets_shares_runs_with_the_first_one():

@@ -143,6 +143,7 @@ def test_a_truncated_round_says_so_unasked() -> None:
 def test_it_is_monitored(tmp_path: Path) -> None:
     world = VecMonitor(PromptVecEnv(envs(), infos=True), str(tmp_path / "log"), info_keywords=("expected_reward",))
     A2C("MultiInputPolicy", world, n_steps=2, **SMALL).learn(64)
+    world.close()
     rows = (tmp_path / "log.monitor.csv").read_text().splitlines()[1:]
     assert rows[0] == "r,l,t,expected_reward"
     assert len(rows) == 65
