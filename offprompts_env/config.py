@@ -30,6 +30,21 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def read_object(name: str, text: str, example: str) -> dict[str, Any]:
+    """Return the settings that an option `name` of the command line has as a JSON object.
+
+    Raises:
+        ConfigError: `text` is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: expected a JSON object such as '{example}', got {text!r}; quote it")
+    return found
+
+
 class Config:
     """Mixin of frozen configuration dataclasses: JSON-able, made from keyword arguments."""
 

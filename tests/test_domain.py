@@ -360,6 +360,8 @@ def test_a_build_that_a_server_stopped_asks_for_the_rest_only(tmp_path: Path, se
         ({"lm": "http://127.0.0.1:1/v1"}, "expected the name of a model on the server, got none"),
         ({"lm": "http://127.0.0.1:1/v1", "server": {"model": "m", "modle": 1}}, "modle"),
         ({"server": {"model": "m"}}, "expected none beside a model in process"),
+        ({"lm": "http://127.0.0.1:1/v1", "model_kwargs": {"a": 1}}, "expected a model in process beside it"),
+        ({"model_kwargs": {"revision": "x"}}, "pass revision="),
     ],
 )
 def test_servers_that_do_not_fit_are_refused(settings: DomainConfig, changed: dict, message: str) -> None:

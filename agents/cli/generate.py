@@ -14,7 +14,7 @@ from agents.cli.freeze import every_query, first_of_each, visited
 from agents.cli.output import print_json
 from agents.cli.record import make_env
 from agents.cli.settings import read_settings
-from offprompts_env.config import check_integer
+from offprompts_env.config import check_integer, check_number
 from offprompts_env.errors import ConfigError
 from offprompts_env.text.bulk import BulkReport, Engine, Here, Plan, Processes, RayCluster, generate, plan
 from offprompts_env.text.prompted import TextOutputModel, query_texts
@@ -84,7 +84,9 @@ class Generate:
     shard_size: int = 1024
     """Sentences a shard: what a lost worker or an interrupt costs."""
     price: float | None = None
-    """Of a million tokens, read or written; tokens are taken as four characters each."""
+    """Of a million tokens that are read, and also written where --price-written says nothing else."""
+    price_written: float | None = None
+    """Of a million tokens that are written; needs --price."""
     dry_run: bool = False
     """Only say what there is to do, and from a few sentences, how long it would take."""
     quiet: bool = False
@@ -94,6 +96,7 @@ class Generate:
 
     def run(self) -> None:
         """Run the command."""
+        self._check_prices()
         settings = read_settings(self.env, "--env")
         engine = self._engine()
         store = SentenceStore(self.store)
@@ -119,6 +122,13 @@ class Generate:
                 f"{self.store} has {len(store):,} sentences; go on with the same command"
             ) from interrupt
         self._say_report(report)
+
+    def _check_prices(self) -> None:
+        for name, price in (("--price", self.price), ("--price-written", self.price_written)):
+            if price is not None:
+                check_number(name, price, 0)
+        if self.price_written is not None and self.price is None:
+            raise ConfigError("--price-written: the tokens that are read have no price; give --price too, 0 if free")
 
     def _engine(self) -> Engine:
         check_integer("--workers", self.workers, 1)
@@ -152,7 +162,9 @@ class Generate:
             return generate(planned, make, store, engine, progress=show)
 
     def _cost(self, report: BulkReport) -> float:
-        return report.tokens() / 1e6 * (self.price or 0.0)
+        read = self.price or 0.0
+        written = read if self.price_written is None else self.price_written
+        return (report.tokens_in * read + report.tokens_out * written) / 1e6
 
     def _say_plan(self, planned: Plan, outputs: TextOutputModel, store: SentenceStore) -> None:
         counts: dict[str, Any] = {
@@ -189,9 +201,10 @@ class Generate:
             print_json({"store": str(self.store), **report.to_json(), **cost})
             return
         lost = f"; {report.lost_workers} workers died and were replaced" if report.lost_workers else ""
-        cost_said = "" if self.price is None else f", cost about {self._cost(report):,.2f}"
+        about = "" if report.counted is not None else "about "
+        cost_said = "" if self.price is None else f", cost {about}{self._cost(report):,.2f}"
         print(
             f"{self.store}: {report.written:,} sentences written, {report.found:,} were there; "
-            f"{report.seconds:,.0f} s, {report.sentences_per_second:,.0f} sentences/s, about {report.tokens():,} "
-            f"tokens{cost_said}{lost}"
+            f"{report.seconds:,.0f} s, {report.sentences_per_second:,.0f} sentences/s, {about}{report.tokens_in:,} "
+            f"tokens read and {report.tokens_out:,} written{cost_said}{lost}"
         )

@@ -50,7 +50,7 @@ from offprompts_env.rng import integer_seed, stream
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM, LanguageModel
-from offprompts_env.text.loading import quiet_loading
+from offprompts_env.text.loading import check_model_kwargs, quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
 from offprompts_env.text.served import ServedLM, Server, is_url
 from offprompts_env.text.store import SentenceStore
@@ -66,10 +66,11 @@ class DomainConfig:
 
     ``lm``: directory or hub id of a causal LM, or the address of a server that speaks the OpenAI protocol; then
     ``server`` has settings of :class:`~offprompts_env.text.served.Server`, at least ``{"model": name}``. ``dtype``,
-    ``chat_template``, ``pad_token`` and ``device_map`` as of :class:`~offprompts_env.text.language_model.CausalLM`.
-    ``copy_lm``: whether the bundle holds a copy of a model in process, or only names it, which is right for many
-    gigabytes. ``template``: what it is asked, with ``{query}`` (the item's text) and
-    ``{prompt}``; ``template_without_prompt`` the same with ``{query}`` only: the reference of the reward.
+    ``chat_template``, ``pad_token``, ``device_map`` and ``model_kwargs`` as of
+    :class:`~offprompts_env.text.language_model.CausalLM`. ``copy_lm``: whether the bundle holds a copy of a model in
+    process, or only names it, which is right for many gigabytes. ``template``: what it is asked, with ``{query}`` (the
+    item's text) and ``{prompt}``; ``template_without_prompt`` the same with ``{query}`` only: the reference of the
+    reward.
     ``encoder``: directory or hub id of an encoder that the simulator starts from; None trains a small one on the
     sentences. ``sentences_per_item`` are sampled for training. ``dim_*``: principal components kept, at most.
     ``text_features``: directions of the SVD where the file has no features. ``splits``: held-out splits.
@@ -87,6 +88,7 @@ class DomainConfig:
     chat_template: bool = False
     pad_token: str | None = None
     device_map: str | None = None
+    model_kwargs: Mapping[str, Any] | None = None
     copy_lm: bool = True
     reactions: ReactionRule = field(default_factory=ReactionRule)
     simulator: reward.SimulatorConfig = field(
@@ -105,6 +107,12 @@ class DomainConfig:
 
     def __post_init__(self) -> None:
         PromptFormatter(self.template, self.template_without_prompt)
+        if self.model_kwargs is not None:
+            check_model_kwargs(self.model_kwargs)
+            if is_url(self.lm):
+                raise ConfigError(
+                    f"model_kwargs: expected a model in process beside it, got the server {self.lm!r}; leave out either"
+                )
         least = min(self.dim_sentence, self.dim_query, self.dim_prompt, self.text_features, self.splits)
         if least < 1 or self.sentences_per_item < NO_PROMPT_SAMPLES or self.figure_prompts < 2:
             raise ConfigError(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
+from offprompts_env.config import read_object
 from offprompts_env.domain.build import DomainConfig, build_domain
-from offprompts_env.errors import ConfigError
+from offprompts_env.text.loading import MODEL_KWARGS
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,15 @@ class BuildDomain:
     """Show no progress (it is never shown where standard error is not a terminal)."""
     server: str | None = None
     """Where --lm is the address of a server: its settings as JSON, at least the model's name: '{"model": "NAME"}'."""
+    model_kwargs: str | None = None
+    """Further arguments of from_pretrained for --lm, as JSON: '{"attn_implementation": "eager"}'."""
 
     def run(self) -> None:
         """Run the command."""
         quiet = True if self.quiet else None
-        config = self.config if self.server is None else replace(self.config, server=_settings(self.server))
+        config = self.config
+        if self.server is not None:
+            config = replace(config, server=read_object("--server", self.server, '{"model": "NAME"}'))
+        if self.model_kwargs is not None:
+            config = replace(config, model_kwargs=read_object("--model-kwargs", self.model_kwargs, MODEL_KWARGS))
         print(build_domain(self.items, self.interactions, self.keywords, self.out, config, self.work, quiet))
-
-
-def _settings(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f'--server: expected a JSON object such as \'{{"model": "NAME"}}\', got {text!r}; quote it')
-    return found

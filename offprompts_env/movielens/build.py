@@ -26,7 +26,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -58,7 +58,7 @@ from offprompts_env.rng import integer_seed, stream
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import PCAEncoder, TextEncoder
 from offprompts_env.text.language_model import CausalLM
-from offprompts_env.text.loading import pin, quiet_loading
+from offprompts_env.text.loading import check_model_kwargs, pin, quiet_loading
 from offprompts_env.text.prompted import PromptFormatter
 from offprompts_env.text.store import SentenceStore
 
@@ -81,7 +81,7 @@ class BuildConfig:
     model's own or, for an existing LM, a sentence in English. ``sentences_per_movie`` are sampled for training the
     simulator. ``dim_sentence``, ``dim_query``, ``dim_prompt``: principal components kept. ``splits``: held-out splits.
     ``device``: where existing models compute; small ones train on the CPU, in one thread. ``dtype``, ``chat_template``,
-    ``pad_token``, ``device_map``, ``batch_size``, ``max_batch_tokens``: of an existing LM, see
+    ``pad_token``, ``device_map``, ``model_kwargs``, ``batch_size``, ``max_batch_tokens``: of an existing LM, see
     :class:`~offprompts_env.text.language_model.CausalLM`. ``copy_lm``: whether the bundle holds a copy of an existing
     LM, or only names it, which is right for many gigabytes.
     """
@@ -96,6 +96,7 @@ class BuildConfig:
     chat_template: bool = False
     pad_token: str | None = None
     device_map: str | None = None
+    model_kwargs: Mapping[str, Any] | None = None
     batch_size: int = 256
     max_batch_tokens: int = 1 << 16
     copy_lm: bool = True
@@ -146,6 +147,10 @@ def build_assets(
             f"sentences_per_movie >= {NO_PROMPT_SAMPLES}, got {config.figure_sentences}, {config.splits} and "
             f"{config.sentences_per_movie}"
         )
+    if config.model_kwargs is not None:
+        check_model_kwargs(config.model_kwargs)
+        if config.lm is None:
+            raise ConfigError("model_kwargs: expected an existing language model beside it, got none; set lm too")
     out = Path(out)
     check_replaceable(out, MANIFEST, "a bundle")
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
@@ -206,7 +211,15 @@ class _Build:
         if config.lm is not None:
             named = self._pins[config.lm] or config.lm
             self.stages.keys["language-model"] = digest(
-                (named, config.decoding, self.formatter, config.dtype, config.chat_template, config.pad_token)
+                (
+                    named,
+                    config.decoding,
+                    self.formatter,
+                    config.dtype,
+                    config.chat_template,
+                    config.pad_token,
+                    sorted((config.model_kwargs or {}).items()),
+                )
             )
             return config.lm
 

@@ -316,6 +316,7 @@ class Bundle:
             chat_template=said.get("chat_template", False),
             pad_token=said.get("pad_token"),
             device_map=said.get("device_map"),
+            model_kwargs=said.get("model_kwargs"),
             revision=said.get("revision"),
         )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from offprompts_env.config import read_object
 from offprompts_env.movielens.build import BuildConfig, build_assets, published, small, survey
 from offprompts_env.movielens.bundle import Bundle
+from offprompts_env.text.loading import MODEL_KWARGS
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,17 @@ class BuildAssets:
     """Settings of the published experiment: Mistral-7B-Instruct-v0.2 and distilbert-base-uncased, for MovieLens-10M."""
     dry_run: bool = False
     """Only say what it would take: sentences, weights, disk."""
-    config: Annotated[BuildConfig, tyro.conf.arg(name="")] = field(default_factory=BuildConfig)
+    model_kwargs: str | None = None
+    """Further arguments of from_pretrained for --lm, as JSON: '{"attn_implementation": "eager"}'."""
+    config: tyro.conf.AvoidSubcommands[Annotated[BuildConfig, tyro.conf.arg(name="")]] = field(
+        default_factory=BuildConfig
+    )
 
     def run(self) -> None:
         """Run the command."""
         config = small(self.config) if self.tiny else self.config
+        if self.model_kwargs is not None:
+            config = replace(config, model_kwargs=read_object("--model-kwargs", self.model_kwargs, MODEL_KWARGS))
         config = published(config) if self.published else config
         if self.dry_run:
             ahead = survey(self.raw, self.out, config)

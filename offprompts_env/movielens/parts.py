@@ -28,7 +28,7 @@ from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.encoder import Encoder, PCAEncoder, Pooling, TextEncoder
 from offprompts_env.text.frozen import FrozenSentences, FrozenStates, FrozenTable, Unwritten, checksum_of
 from offprompts_env.text.language_model import CausalLM, LanguageModel
-from offprompts_env.text.loading import DTYPES
+from offprompts_env.text.loading import DTYPES, check_model_kwargs
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter, text_column
 from offprompts_env.text.served import ServedLM, Server, is_url
 from offprompts_env.text.store import SentenceStore
@@ -53,7 +53,7 @@ _VLLM = "vllm:"
 # for either.
 _WRITING = (
     "language_model", "server", "vllm", "template", "template_without_prompt", "chat_template", "pad_token", "decoding",
-    "sentence_encoder", "output_dim", "cache_slots", "sentence_store",
+    "model_kwargs", "sentence_encoder", "output_dim", "cache_slots", "sentence_store",
 )  # fmt: skip
 _EMBEDDED = ("keywords", "query_encoder", "prompt_encoder", "query_dim", "prompt_dim")
 
@@ -188,6 +188,7 @@ class MovieLensConfig(Config):
         batch_size: sentences generated at once.
         max_batch_tokens: see :class:`~offprompts_env.text.language_model.CausalLM`.
         device_map: spreads a `language_model` over devices; see the same class.
+        model_kwargs: further arguments of ``from_pretrained`` for a `language_model` in process; see the same class.
     """
 
     bundle: str | None = None
@@ -222,7 +223,8 @@ class MovieLensConfig(Config):
     dtype: str = "auto"
     batch_size: int = 256
     max_batch_tokens: int = 1 << 16
-    device_map: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    model_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -269,6 +271,13 @@ class MovieLensConfig(Config):
                 "vllm: expected language_model='vllm:' and a directory or hub id beside it, got "
                 f"{self.language_model!r}; set it, or leave vllm out"
             )
+        if self.model_kwargs is not None:
+            check_model_kwargs(self.model_kwargs)
+            if self.language_model is None or is_url(self.language_model) or self.language_model.startswith(_VLLM):
+                raise ConfigError(
+                    "model_kwargs: expected a directory or hub id as language_model beside it, got "
+                    f"{self.language_model!r}; set it, or leave model_kwargs out"
+                )
         self._check_frozen()
         if self.simulator == "prompt-cosine":
             self._check_left_out(("sentences", *_WRITING), "simulator='prompt-cosine', which writes no sentences")
@@ -426,6 +435,7 @@ class MovieLensConfig(Config):
                 batch_size=self.batch_size,
                 max_batch_tokens=self.max_batch_tokens,
                 device_map=self.device_map,
+                model_kwargs=self.model_kwargs,
             )
         decoding = replace(bundle.decoding, **self.decoding)
         if bundle.server is not None:

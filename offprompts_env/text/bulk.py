@@ -27,6 +27,7 @@ from offprompts_env.text.cache import table_series
 from offprompts_env.text.freezing import frozen_sentences
 from offprompts_env.text.prompted import TextOutputModel
 from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.tokens import TokenCount
 from offprompts_env.types import FloatArray
 
 MakeOutputs = Callable[[], TextOutputModel]
@@ -87,6 +88,8 @@ class BulkReport:
         seconds: wall time.
         characters_in: of the requests that were answered, each sentence counting its request.
         characters_out: of the sentences.
+        counted: tokens that the language model has read and written, sentences that were thrown away included; None
+            where it does not count them all. Those of a shard that lost its worker are not known.
         lost_workers: workers that died, each at the cost of its shard.
     """
 
@@ -95,6 +98,7 @@ class BulkReport:
     seconds: float
     characters_in: int
     characters_out: int
+    counted: TokenCount | None
     lost_workers: int
 
     @property
@@ -102,13 +106,25 @@ class BulkReport:
         """Throughput; 0 where nothing was written."""
         return self.written / self.seconds if self.written else 0.0
 
-    def tokens(self) -> int:
-        """Return about how many tokens were read and written: a quarter of the characters, as is usual in English."""
-        return (self.characters_in + self.characters_out) // 4
+    @property
+    def tokens_in(self) -> int:
+        """Tokens read: counted, or else a quarter of the characters, as is usual in English."""
+        return self.characters_in // 4 if self.counted is None else self.counted.read
+
+    @property
+    def tokens_out(self) -> int:
+        """Tokens written, as :attr:`tokens_in`."""
+        return self.characters_out // 4 if self.counted is None else self.counted.written
 
     def to_json(self) -> dict[str, Any]:
         """Return it JSON-able."""
-        return {**asdict(self), "sentences_per_second": self.sentences_per_second, "tokens": self.tokens()}
+        return {
+            **asdict(self),
+            "counted": self.counted is not None,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "sentences_per_second": self.sentences_per_second,
+        }
 
 
 def plan(
@@ -155,11 +171,12 @@ def plan(
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """The sentences of a shard; embeddings (n, d_o) and the encoder's fingerprint where it has one."""
+    """A shard's sentences; embeddings (n, d_o) and the encoder's fingerprint where it has one; tokens if counted."""
 
     sentences: list[str]
     encoder: str | None
     embeddings: FloatArray | None
+    tokens: TokenCount | None
 
 
 class WorkerLostError(Exception):
@@ -280,9 +297,15 @@ class _Inside:
                 f"bulk generation: expected a worker with the model {planned.model} of the plan, got one with "
                 f"{self.outputs.fingerprint}; load the same weights and settings everywhere"
             )
+        before = self._counted()
         sentences = frozen_sentences(self.outputs, shard.requests, shard.samples, planned.seed, None)
+        after = self._counted()
+        tokens = None if before is None or after is None else after - before
         encoder = getattr(self.outputs, "encoder_fingerprint", None)
-        return Written(sentences, encoder, None if encoder is None else self.outputs.embed(sentences))
+        return Written(sentences, encoder, None if encoder is None else self.outputs.embed(sentences), tokens)
+
+    def _counted(self) -> TokenCount | None:
+        return getattr(self.outputs, "tokens", None)
 
     def close(self) -> None:
         pass
@@ -394,10 +417,12 @@ class _Run:
         self.workers: set[Worker] = set()
         self.start = time.perf_counter()
         self.done, self.lost, self.read, self.wrote = 0, 0, 0, 0
+        self.tokens = TokenCount()
 
     def report(self) -> BulkReport:
         seconds = time.perf_counter() - self.start
-        return BulkReport(self.plan.found, self.done, seconds, self.read, self.wrote, self.lost)
+        counted = self.tokens if self.tokens.sentences >= self.done else None
+        return BulkReport(self.plan.found, self.done, seconds, self.read, self.wrote, counted, self.lost)
 
     def with_workers(self, engine: Engine, make: MakeOutputs) -> None:
         if engine.workers == 1:
@@ -462,6 +487,7 @@ class _Run:
             self.done += len(sentences)
             self.read += sum(map(len, shard.requests))
             self.wrote += sum(map(len, sentences))
+            self.tokens += written.tokens or TokenCount()
             if self.progress is not None:
                 self.progress(self.report())
 

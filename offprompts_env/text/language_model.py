@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ from offprompts_env.config import check_integer
 from offprompts_env.errors import DataError, ModelError
 from offprompts_env.text.decoding import Decoding, choose
 from offprompts_env.text.loading import fingerprint_of, freeze, input_device, load_frozen, pad_id
+from offprompts_env.text.tokens import TokenCount
 from offprompts_env.types import FloatArray, IntArray
 
 Randomness = np.random.Generator | Sequence[np.random.Generator]
@@ -142,6 +143,9 @@ class CausalLM:
             bounds memory where prompts are long: a cache of 65,536 tokens is 8.6 GB for Mistral-7B in half precision.
             Where an accelerator runs out of memory nevertheless, it is halved until batches fit, and stays there.
 
+    Attributes:
+        tokens: read and written so far; the token that ends a continuation is not counted.
+
     Raises:
         ModelError: no pad token, or no chat template where one is asked for.
     """
@@ -168,6 +172,7 @@ class CausalLM:
         self._pad_id = pad_id(tokenizer, pad_token)
         self._end_ids = _end_ids(model, tokenizer)
         self._budget = max_batch_tokens
+        self.tokens = TokenCount()
         # A stop string has a token for each byte at most; a pattern is looked for in so many tokens.
         longest = max((len(stop.encode()) for stop in self.decoding.stop), default=0)
         self._tail = max(longest + 4, _PATTERN_TAIL if self.decoding.stop_patterns else 0)
@@ -188,8 +193,9 @@ class CausalLM:
         pad_token: str | None = None,
         batch_size: int = 256,
         max_batch_tokens: int = 1 << 16,
-        device_map: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> CausalLM:
         """Load a directory or a hub id, such as the published ``mistralai/Mistral-7B-Instruct-v0.2``.
 
@@ -203,17 +209,28 @@ class CausalLM:
             batch_size: see the class.
             max_batch_tokens: see the class.
             device_map: how a model too large for one device is spread, as in ``transformers``: ``"auto"``,
-                ``"balanced"``, ``"sequential"``; takes the place of `device`.
+                ``"balanced"``, ``"sequential"``, or modules and their devices; takes the place of `device`.
             revision: commit of a model on the hub; None for the newest.
+            model_kwargs: further arguments of ``from_pretrained``, JSON-able: ``{"attn_implementation": "eager"}``,
+                ``{"max_memory": {"0": "20GiB"}, "offload_folder": "aside"}``, ``{"quantization_config":
+                {"quant_method": "bitsandbytes", "load_in_8bit": True}}``. Quantized products may round by what else
+                is in a batch, more than those of the class do.
 
         Raises:
+            ConfigError: `model_kwargs` names what is set here.
             MissingDependencyError: `device_map` needs accelerate, which is not installed.
             ModelError: it cannot be loaded or used; the message says what to do.
         """
         from transformers import AutoModelForCausalLM
 
         model, tokenizer = load_frozen(
-            AutoModelForCausalLM, source, device=device, dtype=dtype, device_map=device_map, revision=revision
+            AutoModelForCausalLM,
+            source,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            model_kwargs=model_kwargs,
         )
         return cls(
             model,
@@ -279,6 +296,7 @@ class CausalLM:
                 self._budget = len(rows) * int(lengths[rows].max() + self.decoding.max_new_tokens) // 2
                 left = self._batches(np.concatenate([rows, *left]), lengths)
                 continue
+            self.tokens += TokenCount(int(lengths[rows].sum()), sum(map(len, tokens)), len(rows))
             for row, text in zip(rows, self._decode(tokens), strict=True):
                 sentences[row] = text
         return sentences

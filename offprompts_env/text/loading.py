@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ _HASHED_SAMPLE = 4096
 
 # What a model is made of, by the ends of file names.
 _MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+
+# Arguments of `from_pretrained` that are set here, and by what else they are asked for.
+_SET_HERE = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "pass dtype="),
+    "device_map": "pass device_map=",
+    "revision": "pass revision=",
+    **dict.fromkeys(("trust_remote_code", "use_safetensors", "weights_only"), "no code that comes with a model is run"),
+    **dict.fromkeys(("config", "state_dict", "local_files_only", "subfolder", "cache_dir", "token"), "leave it out"),
+}
+
+MODEL_KWARGS = '{"attn_implementation": "eager"}'
+"""An example of further arguments, as JSON."""
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -75,8 +88,9 @@ def load_frozen(
     *,
     device: str = "cpu",
     dtype: str = "auto",
-    device_map: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     revision: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Return the model and the tokenizer at `source`, in evaluation mode and without gradients.
 
@@ -89,15 +103,18 @@ def load_frozen(
         dtype: what it computes in; see :func:`resolve_dtype`.
         device_map: how its layers are spread over devices, in place of `device`; needs accelerate.
         revision: commit of a model on the hub; None for the newest.
+        model_kwargs: further arguments of ``from_pretrained``; see :func:`check_model_kwargs`.
 
     Raises:
+        ConfigError: `model_kwargs` names what is set here.
         MissingDependencyError: accelerate is needed and not installed.
         ModelError: there is no such model, or it cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     place = resolve_device(device if device_map is None else "auto")
-    spread = {} if device_map is None else {"device_map": device_map}
+    spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    more = check_model_kwargs(model_kwargs or {})
     if spread and importlib.util.find_spec("accelerate") is None:
         raise missing_dependency("accelerate", "accelerate", "device_map")
     number_type = resolve_dtype(dtype, place)
@@ -107,9 +124,46 @@ def load_frozen(
         tokenizer = AutoTokenizer.from_pretrained(name, **where, revision=revision)
         with quiet_loading():
             model = auto_class.from_pretrained(
-                name, config=config, dtype=number_type, use_safetensors=True, **where, **spread, revision=revision
+                name,
+                config=config,
+                dtype=number_type,
+                use_safetensors=True,
+                **where,
+                **spread,
+                revision=revision,
+                **more,
             )
-    return freeze(model if spread else model.to(place)), tokenizer
+    # What quantizes weights has put them where it computes.
+    placed = spread or getattr(model, "hf_quantizer", None) is not None
+    return freeze(model if placed else model.to(place)), tokenizer
+
+
+def check_model_kwargs(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return further arguments of ``from_pretrained``, as that takes them.
+
+    Such as ``attn_implementation``, ``max_memory``, ``offload_folder``, or ``quantization_config``, a mapping with its
+    ``quant_method``.
+
+    Raises:
+        ConfigError: it is no mapping that JSON can hold, names what this package sets, or lets code be run that comes
+            with a model.
+    """
+    if not isinstance(model_kwargs, Mapping) or not all(isinstance(name, str) for name in model_kwargs):
+        raise ConfigError(f"model_kwargs: expected names and values, such as {MODEL_KWARGS}, got {model_kwargs!r}")
+    for name in model_kwargs:
+        if name in _SET_HERE:
+            raise ConfigError(
+                f"model_kwargs: expected arguments that are not set already, got {name!r}; {_SET_HERE[name]}"
+            )
+    try:
+        json.dumps(dict(model_kwargs), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model_kwargs: expected values that JSON can hold, got {model_kwargs!r}: {error}") from error
+    found = dict(model_kwargs)
+    if isinstance(room := found.get("max_memory"), Mapping):
+        # Accelerators are called 0, 1, ..., which are texts in JSON.
+        found["max_memory"] = {int(name) if str(name).isdigit() else name: size for name, size in room.items()}
+    return found
 
 
 @contextmanager
@@ -122,7 +176,8 @@ def _found(source: str | Path) -> Iterator[tuple[str, dict[str, bool]]]:
     name = str(local) if local.is_dir() else str(source)
     try:
         yield name, {"local_files_only": local.is_dir()}
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # A TypeError is that of an argument that the model does not know.
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         where = (
             f"the directory {name!r} is not a complete model with a tokenizer and safetensors weights"
             if local.is_dir()

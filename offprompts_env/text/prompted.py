@@ -14,6 +14,7 @@ from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.simulator import OutputModel
 from offprompts_env.text.encoder import Encoder
 from offprompts_env.text.language_model import LanguageModel, Randomness
+from offprompts_env.text.tokens import TokenCount
 from offprompts_env.types import Array, Contexts, FloatArray, IntArray, Outputs, PromptSet, check_actions
 
 _SLOT = re.compile(r"\{(query|prompt)\}")
@@ -133,6 +134,11 @@ class PromptedLM:
     def encoder_fingerprint(self) -> str | None:
         """That of the encoder; None where it has none, and embeddings cannot be kept under its name."""
         return getattr(self.encoder, "fingerprint", None)
+
+    @property
+    def tokens(self) -> TokenCount | None:
+        """Those that the language model has read and written so far; None where it does not count."""
+        return getattr(self.language_model, "tokens", None)
 
     @property
     def deterministic(self) -> bool:

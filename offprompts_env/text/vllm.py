@@ -16,6 +16,7 @@ from typing import Any
 from offprompts_env.errors import ConfigError, MissingDependencyError, ModelError
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import Randomness, checked_prompts, row_seeds
+from offprompts_env.text.tokens import TokenCount
 
 # Settings of the engine that say where and how fast it computes, and not what.
 _INCIDENTAL = frozenset(
@@ -41,6 +42,9 @@ class VLLMModel:
         reproducible: see above.
         engine: further arguments of ``vllm.LLM``, such as ``{"dtype": "bfloat16", "tensor_parallel_size": 2}``.
 
+    Attributes:
+        tokens: read and written so far, empty continuations included.
+
     Raises:
         MissingDependencyError: vLLM is not installed.
         ModelError: vLLM cannot load the model.
@@ -59,6 +63,7 @@ class VLLMModel:
         self.source, self.chat_template, self.reproducible = source, chat_template, reproducible
         self.decoding = decoding if decoding is not None else Decoding()
         self.engine = _checked(engine or {})
+        self.tokens = TokenCount()
         try:
             import vllm
         except ImportError as error:
@@ -121,6 +126,8 @@ class VLLMModel:
             answers = self._llm.generate(prompts, params, use_tqdm=False)
         if len(answers) != len(prompts):
             raise ModelError(f"model: expected {len(prompts)} answers of vLLM, got {len(answers)}")
+        read, written = (sum(map(len, ids)) for ids in zip(*map(_token_ids, answers), strict=True))
+        self.tokens += TokenCount(read, written, len(answers))
         return [str(answer.outputs[0].text) for answer in answers]
 
     def _sampling(self, seed: int) -> Any:
@@ -136,6 +143,10 @@ class VLLMModel:
             stop=list(chosen.stop) or None,
             seed=seed,
         )
+
+
+def _token_ids(answer: Any) -> tuple[Sequence[int], Sequence[int]]:
+    return answer.prompt_token_ids or (), answer.outputs[0].token_ids
 
 
 def _checked(engine: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from offprompts_env.config import identity
 from offprompts_env.errors import BundleError, ConfigError, DataError, DimensionError, ModelError
 from offprompts_env.movielens.bundle import Bundle
 from offprompts_env.movielens.parts import MovieLensConfig, MovieLensContexts
@@ -239,6 +240,13 @@ def test_cache_slots(where):
     )
 
 
+def test_further_arguments_of_loading_reach_the_model_and_the_log(where, own_models):
+    given = {"attn_implementation": "eager"}
+    config = MovieLensConfig(bundle=where, language_model=str(own_models / "gpt2"), model_kwargs=given)
+    assert config.build().outputs.language_model.model.config._attn_implementation == "eager"
+    assert identity(config.to_json())["model_kwargs"] == given
+
+
 def test_config_survives_json(where):
     config = MovieLensConfig(bundle=where, keywords=("a",), decoding={"top_k": 3, "stop": ["."]})
     assert MovieLensConfig.from_settings(json.loads(json.dumps(config.to_json()))) == config
@@ -272,6 +280,9 @@ def test_config_survives_json(where):
         ({"n_prompts": np.int64(3)}, r"n_prompts: .* make it a Python number with \.item\(\)"),
         ({"decoding": {"top_p": 2}}, "top_p"),
         ({"pad_token": "x"}, "set language_model"),
+        ({"model_kwargs": {"attn_implementation": "eager"}}, "expected a directory or hub id as language_model"),
+        ({"model_kwargs": {"a": 1}, "language_model": "vllm:m"}, "expected a directory or hub id as language_model"),
+        ({"model_kwargs": {"dtype": "auto"}, "language_model": "m"}, "pass dtype="),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -144,6 +144,8 @@ def test_a_named_model_is_the_one_that_was_there(
     build(tmp_path / "moved", tmp_path)
     assert len([p for p in (tmp_path / "work").iterdir() if p.name.startswith("sentences-")]) == 2
     assert Bundle.open(out).language_model.chat_template
+    build(tmp_path / "moved", tmp_path, model_kwargs={"attn_implementation": "eager"})
+    assert Bundle.open(out).language_model.model.config._attn_implementation == "eager"
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(checkpoints: Path, tmp_path: Path) -> None:

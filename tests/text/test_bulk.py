@@ -21,6 +21,7 @@ from offprompts_env.text.cache import SampleTable
 from offprompts_env.text.language_model import row_uniforms
 from offprompts_env.text.prompted import PromptedLM, PromptFormatter
 from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.tokens import TokenCount
 from offprompts_env.types import Contexts, PromptSet
 from tests.tiny_bundle import KEYWORDS, TITLES, make_tiny_bundle
 
@@ -63,10 +64,11 @@ class Make:
     fingerprint: str = "words"
     deadly: str = ""
     marker: Path | None = None
+    words: type[Words] = Words
 
     def __call__(self) -> PromptedLM:
         prompts = PromptSet(np.eye(5), texts=tuple(f"p{i}" for i in range(5)))
-        return PromptedLM(Words(self.fingerprint, self.deadly, self.marker), Numbers(), prompts, FORMATTER)
+        return PromptedLM(self.words(self.fingerprint, self.deadly, self.marker), Numbers(), prompts, FORMATTER)
 
 
 def rounds(n: int = 20) -> tuple[Contexts, np.ndarray]:
@@ -97,6 +99,24 @@ def check_filled(store: SentenceStore, n: int = 20) -> None:
     assert len(store) == 5 * n * K
 
 
+class Counted(Words):
+    """Counts tokens: two a request and one a word."""
+
+    tokens = TokenCount()
+
+    def generate(self, prompts, rng):
+        self.tokens += TokenCount(2 * len(prompts), len(prompts), len(prompts))
+        return super().generate(prompts, rng)
+
+
+@pytest.mark.parametrize("engine", [Here(), Processes(2)], ids=str)
+def test_tokens_are_counted_where_the_model_counts_them(store: SentenceStore, engine: Engine) -> None:
+    report = generate(planned(store), Make(words=Counted), store, engine)
+    assert report.counted == TokenCount(600, 300, 300)
+    assert (report.tokens_in, report.tokens_out) == (600, 300)
+    assert report.to_json()["counted"] is True
+
+
 def test_a_plan(store: SentenceStore) -> None:
     made = planned(store)
     assert (made.requests, made.samples, made.missing, made.found, len(made.shards)) == (100, K, 300, 0, 10)
@@ -114,6 +134,9 @@ def test_every_engine_writes_what_a_table_would(store: SentenceStore, engine: En
     assert (report.written, report.found, report.lost_workers) == (300, 0, 0)
     assert [r.written for r in seen] == list(range(30, 301, 30))
     assert report.characters_out == sum(len(row.sentence) for row in store.rows())
+    # These words are not counted by who says them: a quarter of the characters stands for them.
+    assert report.counted is None
+    assert (report.tokens_in, report.tokens_out) == (report.characters_in // 4, report.characters_out // 4)
     check_filled(store)
     again = planned(store)
     assert (again.missing, again.shards) == (0, ())
@@ -214,8 +237,12 @@ def test_the_command_fills_what_an_environment_needs(
     trial = run(capsys, *words, "--dry-run")
     assert trial["missing"] == 2 * len(TITLES) * len(KEYWORDS)
     assert trial["cost"] > 0  # type: ignore[operator]
-    report = run(capsys, *words, "--workers", "2")
+    report = run(capsys, *words, "--workers", "2", "--price-written", "5")
     assert report["found"] + report["written"] == trial["missing"]  # type: ignore[operator]
+    # Counted by the processes that wrote.
+    assert report["counted"]
+    assert report["tokens_in"] > report["written"] < report["tokens_out"]  # type: ignore[operator]
+    assert report["cost"] == pytest.approx((3 * report["tokens_in"] + 5 * report["tokens_out"]) / 1e6)  # type: ignore[operator]
     env = gym.make(ID, bundle=bundle, cache_slots=2, sentence_store=path)
     log = op.collect(env, agents.UniformPolicy(len(KEYWORDS)), 60, seed=1, progress=False)
     plain = gym.make(ID, bundle=bundle, cache_slots=2)
@@ -234,4 +261,8 @@ def test_the_command_fills_what_a_log_needs(bundle: str, tmp_path: Path, capsys:
     assert report["written"] == len(set(zip(log.query_text.tolist(), log.action.tolist(), strict=True)))
     assert main(["generate", ID, *words, "--env", f"bundle={bundle}", "n_prompts=3"]) == 2
     assert "over the environment's 3 prompts" in capsys.readouterr().err
+    assert main(["generate", ID, *words, "--price-written", "5"]) == 2
+    assert "--price-written: the tokens that are read have no price" in capsys.readouterr().err
+    assert main(["generate", ID, *words, "--price", "-1"]) == 2
+    assert "--price: expected a finite number ≥ 0, got -1.0" in capsys.readouterr().err
     assert main(["generate", "OffPrompts-Synthetic-v0", "--store", str(tmp_path / "t.db")]) == 2

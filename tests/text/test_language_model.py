@@ -20,6 +20,8 @@ from transformers.generation.logits_process import TopPLogitsWarper
 from offprompts_env.errors import ConfigError, DataError, MissingDependencyError, ModelError, NumericalError
 from offprompts_env.text.decoding import Decoding, choose, truncated_weights
 from offprompts_env.text.language_model import CausalLM, LanguageModel, row_uniforms
+from offprompts_env.text.loading import check_model_kwargs
+from offprompts_env.text.tokens import TokenCount
 from tests import tiny_models
 
 EQUAL_LENGTH = ["w1 w2 w3", "w4 w5 w6", "w7 w8 w9"]
@@ -48,6 +50,24 @@ def test_greedy_equals_hugging_face(model, tokens, prompts):
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     reference = model.generate(**inputs, do_sample=False, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
     assert lm.generate(prompts, rng()) == tokens.batch_decode(reference, skip_special_tokens=True)
+
+
+def test_tokens_are_counted(model, tokens):
+    lm = CausalLM(model, tokens, decoding=Decoding(max_new_tokens=12, greedy=True), batch_size=2)
+    tokens.padding_side = "left"
+    read = [len(ids) for ids in tokens(RAGGED)["input_ids"]]
+    written = 0
+    for prompt in RAGGED:
+        batch = tokens([prompt], return_tensors="pt")
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        new = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, batch["input_ids"].shape[1] :]
+        written += int((new != model.generation_config.eos_token_id).sum())
+    lm.generate(RAGGED, rng())
+    assert lm.tokens == TokenCount(sum(read), written, len(RAGGED))
+    # Each sentence counts its prompt, also where equal ones are read once.
+    lm.generate([RAGGED[0]] * 3, rng())
+    assert lm.tokens.read == sum(read) + 3 * read[0]
+    assert lm.tokens.sentences == len(RAGGED) + 3
 
 
 def test_row_depends_on_its_own_prompt_and_uniforms_only(model, tokens):
@@ -283,6 +303,77 @@ def test_device_map(tmp_path, tokens, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"device_map needs .*offprompts-env\[accelerate\]"):
         CausalLM.from_pretrained(tmp_path, device_map="auto")
+
+
+@pytest.fixture
+def folder(tmp_path, tokens):
+    tiny_models.llama().save_pretrained(tmp_path)
+    tokens.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_further_arguments_of_loading(folder):
+    plain = CausalLM.from_pretrained(folder)
+    eager = CausalLM.from_pretrained(folder, model_kwargs={"attn_implementation": "eager"})
+    assert (plain.model.config._attn_implementation, eager.model.config._attn_implementation) == ("sdpa", "eager")
+    assert eager.generate(RAGGED, rng()) == plain.generate(RAGGED, rng())
+    assert eager.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("how", ["by name", "by size"])
+def test_a_model_is_spread_by_the_callers_word(folder, how):
+    aside = str(folder / "aside")
+    if how == "by name":
+        parts = ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"]
+        given = {"device_map": {**dict.fromkeys(parts, "cpu"), "model.layers.1": "disk"}}
+        more = {}
+    else:
+        # Room for the embedding and hardly more.
+        given, more = {"device_map": "sequential"}, {"max_memory": {"cpu": 20_000}}
+    spread = CausalLM.from_pretrained(folder, **given, model_kwargs={"offload_folder": aside, **more})
+    assert any(parameter.is_meta for parameter in spread.model.parameters())
+    plain = CausalLM.from_pretrained(folder)
+    assert spread.generate(RAGGED, rng()) == plain.generate(RAGGED, rng())
+    assert spread.fingerprint == plain.fingerprint
+
+
+def test_accelerators_are_numbers_that_json_has_as_texts():
+    given = {"max_memory": {"0": "20GiB", 1: "8GiB", "cpu": "1GiB"}}
+    assert check_model_kwargs(given) == {"max_memory": {0: "20GiB", 1: "8GiB", "cpu": "1GiB"}}
+
+
+def test_what_quantizes_puts_the_weights_where_they_are(folder, monkeypatch):
+    asked = []
+
+    def loaded(name, **given):
+        asked.append(given["quantization_config"])
+        model = tiny_models.llama()
+        model.hf_quantizer = object()
+        monkeypatch.setattr(model, "to", lambda *_: pytest.fail("moved"))
+        return model
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
+    CausalLM.from_pretrained(folder, model_kwargs={"quantization_config": {"quant_method": "x", "bits": 4}})
+    assert asked == [{"quant_method": "x", "bits": 4}]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([("a", 1)], ConfigError, "model_kwargs: expected names and values, such as"),
+        ({3: 1}, ConfigError, "model_kwargs: expected names and values"),
+        ({"torch_dtype": "float16"}, ConfigError, "got 'torch_dtype'; pass dtype="),
+        ({"device_map": "auto"}, ConfigError, "pass device_map="),
+        ({"trust_remote_code": True}, ConfigError, "no code that comes with a model is run"),
+        ({"quantization_config": object()}, ConfigError, "expected values that JSON can hold"),
+        ({"attn_implementation": "nope"}, ModelError, "nope"),
+        ({"nonsense": 3}, ModelError, "unexpected keyword argument 'nonsense'"),
+        ({"quantization_config": {"load_in_9bit": True}}, ModelError, "quant_method"),
+    ],
+)
+def test_arguments_of_loading_that_do_not_fit(folder, given, error, message):
+    with pytest.raises(error, match=message):
+        CausalLM.from_pretrained(folder, model_kwargs=given)
 
 
 @pytest.mark.parametrize("aside", [("model.layers.1",), ("model.embed_tokens", "model.layers.0", "lm_head")])

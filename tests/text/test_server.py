@@ -35,6 +35,7 @@ from offprompts_env.text.served import ServedLM, Server
 from offprompts_env.text.served.connection import Connection
 from offprompts_env.text.served.protocol import Fault, mended, read_answer, retry_after
 from offprompts_env.text.served.report import Report
+from offprompts_env.text.tokens import TokenCount
 from tests import tiny_models
 from tests.text.fault_proxy import FakeModel, FaultProxy, Response, completion, sentence_of
 from tests.tiny_bundle import make_tiny_bundle
@@ -216,6 +217,32 @@ def test_bad_settings_of_the_environment(settings, told, monkeypatch):
 def test_what_is_no_sentence(body, reason):
     with pytest.raises(Fault, match=reason):
         read_answer(body, chat=True, decoding=Decoding(stop=("STOP",)))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, [], "12", {}, {"prompt_tokens": 3}, {"prompt_tokens": 3, "completion_tokens": -1},
+     {"prompt_tokens": True, "completion_tokens": 2}, {"prompt_tokens": "3", "completion_tokens": 2.5}],
+)  # fmt: skip
+def test_a_usage_that_is_none_counts_nothing(usage):
+    spent = []
+    body = json.dumps(completion("a film", usage=usage)).encode()
+    assert read_answer(body, True, Decoding(), spent.append).text == "a film"
+    assert spent == []
+
+
+def test_tokens_are_those_that_the_server_tells_blank_answers_included():
+    def say(n, request):
+        usage = {"prompt_tokens": 10, "completion_tokens": 1 if n < 4 else 5, "total_tokens": 0}
+        return Response.of(completion("" if n < 4 else f"film {n}", request.path, usage=usage))
+
+    with FakeModel(say=say) as server:
+        lm = served(server)
+        lm.generate(PROMPTS, rng())
+    assert lm.report.retries == {"empty sentence": 4}
+    assert lm.tokens == lm.report.tokens == TokenCount(10 * 44, 4 + 5 * 40, 44)
+    said = lm.report.to_json()
+    assert (said["tokens_read"], said["tokens_written"]) == (440, 204)
 
 
 def test_a_sentence_ends_at_a_stop_string_and_without_blanks():

@@ -14,6 +14,7 @@ from offprompts_env.errors import ConfigError, DataError, MissingDependencyError
 from offprompts_env.movielens.parts import MovieLensConfig
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import LanguageModel
+from offprompts_env.text.tokens import TokenCount
 from offprompts_env.text.vllm import VLLMModel
 from tests.tiny_bundle import make_tiny_bundle
 
@@ -48,7 +49,10 @@ class LLM:
         self.asked += params
         # "w1 …" is blank for odd seeds, "w2 …" always.
         return [
-            SimpleNamespace(outputs=[SimpleNamespace(text=self._text(prompt, p))])
+            SimpleNamespace(
+                prompt_token_ids=[0] * len(prompt),
+                outputs=[SimpleNamespace(text=self._text(prompt, p), token_ids=(1, 2))],
+            )
             for prompt, p in zip(prompts, params, strict=True)
         ]
 
@@ -70,6 +74,15 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def test_tokens_are_counted_empty_continuations_included() -> None:
+    lm = VLLMModel("m")
+    lm.generate(["a", "bc"], rng())
+    assert lm.tokens == TokenCount(3, 4, 2)
+    with pytest.raises(ModelError, match="blanks 4 times"):
+        lm.generate(["blank"], rng())
+    assert lm.tokens == TokenCount(3 + 4 * 5, 4 + 4 * 2, 6)
 
 
 def test_row_i_depends_on_prompt_i_and_the_generator() -> None:

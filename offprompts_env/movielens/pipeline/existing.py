@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class ExistingModel:
     chat_template: bool = False
     pad_token: str | None = None
     device_map: str | None = None
+    model_kwargs: Mapping[str, Any] | None = None
     batch_size: int = 256
     max_batch_tokens: int = 1 << 16
     copy_lm: bool = True
@@ -50,6 +51,7 @@ class ExistingModel:
             chat_template=self.chat_template,
             pad_token=self.pad_token,
             device_map=self.device_map,
+            model_kwargs=self.model_kwargs,
             batch_size=self.batch_size,
             max_batch_tokens=self.max_batch_tokens,
             revision=pin(self.source).get("revision"),
@@ -67,8 +69,9 @@ class ExistingModel:
             return said
         local = Path(self.source).expanduser()
         source = str(local.resolve()) if local.is_dir() else self.source
-        spread = {} if self.device_map is None else {"device_map": self.device_map}
-        return {**said, "source": source, **pin(self.source), **spread}
+        loaded = {"device_map": self.device_map, "model_kwargs": self.model_kwargs and dict(self.model_kwargs)}
+        given = {name: value for name, value in loaded.items() if value}
+        return {**said, "source": source, **pin(self.source), **given}
 
 
 def save_copy(lm: CausalLM, folder: Path) -> None:

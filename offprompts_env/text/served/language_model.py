@@ -29,6 +29,7 @@ from offprompts_env.text.served.protocol import (
 )
 from offprompts_env.text.served.report import Report
 from offprompts_env.text.served.settings import Server
+from offprompts_env.text.tokens import TokenCount
 
 # Empty answers to one request before another seed is tried.
 _SAME_SEED = 3
@@ -102,6 +103,11 @@ class ServedLM:
     def identity(self) -> dict[str, Any]:
         """What the server has said so far about the model that answers; empty before the first sentence."""
         return (self._listed or {}) | self._writer
+
+    @property
+    def tokens(self) -> TokenCount:
+        """Read and written so far, where the server counts them in its answers (``usage``)."""
+        return self.report.tokens
 
     def identify(self) -> dict[str, Any]:
         """Return what the server lists under the model's name; it is asked once.
@@ -225,7 +231,10 @@ class ServedLM:
         return request_body(self._fixed, self.server.chat, prompt, seed)
 
     def _read(self, raw: bytes) -> Answer:
-        return read_answer(raw, self.server.chat, self.decoding)
+        return read_answer(raw, self.server.chat, self.decoding, self._spent)
+
+    def _spent(self, tokens: TokenCount) -> None:
+        self.report.tokens += tokens
 
     async def _identify(self, connection: Connection, attempts: int) -> list[str]:
         """Compare what the server lists under the model's name with what it did at first; return all names."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.served.settings import Server
+from offprompts_env.text.tokens import TokenCount
 
 # Another attempt may fare better: too slow, in conflict, too early, too many; and every 5xx but "not implemented".
 _PASSING = frozenset({408, 409, 425, 429})
@@ -30,6 +31,7 @@ _PASSING = frozenset({408, 409, 425, 429})
 _ABORTED = frozenset({"abort", "error", "content_filter"})
 # What tells one model of `GET /models` from another. Not `created`: vLLM and SGLang put the time of the request there.
 _LISTED = ("id", "root", "parent", "owned_by", "max_model_len")
+_COUNTS = ("prompt_tokens", "completion_tokens")
 _LONGEST_QUOTE = 300
 
 
@@ -91,8 +93,16 @@ def request_body(fixed: Mapping[str, Any], chat: bool, prompt: str, seed: int | 
     return json.dumps({**fixed, **asked, **seeded}).encode("ascii")
 
 
-def read_answer(raw: bytes, chat: bool, decoding: Decoding) -> Answer:
+def read_answer(
+    raw: bytes, chat: bool, decoding: Decoding, spent: Callable[[TokenCount], None] = lambda _: None
+) -> Answer:
     """Return the sentence of a completion.
+
+    Args:
+        raw: the body of the answer.
+        chat: whether it was asked for as a chat.
+        decoding: says where a sentence ends.
+        spent: is told the tokens, where the answer counts them; also of one that is a fault.
 
     Raises:
         Fault: it is no JSON, has no sentence, or the sentence is blank or was aborted.
@@ -101,6 +111,8 @@ def read_answer(raw: bytes, chat: bool, decoding: Decoding) -> Answer:
         answer = json.loads(raw)
     except (ValueError, RecursionError):
         raise Fault("invalid JSON") from None
+    if isinstance(answer, dict) and (usage := _usage(answer.get("usage"))) is not None:
+        spent(usage)
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] if chat else choice["text"]
@@ -185,6 +197,14 @@ def mended(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _usage(usage: Any) -> TokenCount | None:
+    read, written = (usage.get(name) if isinstance(usage, dict) else None for name in _COUNTS)
+    # Neither true nor 1.0 is a count.
+    if type(read) is not int or type(written) is not int or min(read, written) < 0:
+        return None
+    return TokenCount(read, written, sentences=1)
 
 
 def _said(raw: bytes) -> str:

@@ -1,0 +1,26 @@
+"""How many tokens a language model has read and written: what a server is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Tokens of sentences, counted by whoever wrote them.
+
+    Attributes:
+        read: of prompts; every sentence counts its own.
+        written: of sentences.
+        sentences: whose tokens are counted, those that were thrown away included.
+    """
+
+    read: int = 0
+    written: int = 0
+    sentences: int = 0
+
+    def __add__(self, other: TokenCount) -> TokenCount:
+        return TokenCount(self.read + other.read, self.written + other.written, self.sentences + other.sentences)
+
+    def __sub__(self, other: TokenCount) -> TokenCount:
+        return TokenCount(self.read - other.read, self.written - other.written, self.sentences - other.sentences)
