@@ -68,7 +68,7 @@ class Freeze:
         known = None if unprompted is None else dict(zip(texts, unprompted.about(texts), strict=True))
         facts = {"environment": self.env_id, "settings": without_folders(settings)}
         facts |= {"note": self.note} if self.note else {}
-        store = None if self.store is None else SentenceStore(self.store)
+        store = None if self.store is None else SentenceStore.shared(self.store)
         with tqdm(unit="sentence", disable=True if self.quiet else None) as bar:
 
             def show(done: int, total: int) -> None:

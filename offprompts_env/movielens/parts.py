@@ -182,7 +182,8 @@ class MovieLensConfig(Config):
         sentences_sha256: checksum of the table, filled in from it: a log names the sentences by it, not by a path.
         sentence_store: file of a :class:`~offprompts_env.text.store.SentenceStore` in which sentences are kept, those
             of the sample table and those without a prompt; None for the one that the environment variable
-            ``OFFPROMPTS_SENTENCES`` names, and none without it. It changes no round, so a log goes on with another.
+            ``OFFPROMPTS_SENTENCES`` names, and none without it. It changes no round, so a log goes on with another. One
+            that cannot be written is read.
         device: "cpu", "cuda" or "auto".
         dtype: what models other than the bundle's compute in.
         batch_size: sentences generated at once.
@@ -394,7 +395,9 @@ class MovieLensConfig(Config):
         path = self.sentence_store or os.environ.get("OFFPROMPTS_SENTENCES")
         if path is None:
             return None
-        store = SentenceStore(path)
+        store = SentenceStore.shared(path)
+        if store.read_only:
+            return store
         server = {} if self.server is None else identity(self.server)
         named = server.get("model") or self.language_model or "the bundle's model"
         store.describe(language_model.fingerprint, {"model": named, "decoding": dict(self.decoding)})

@@ -28,6 +28,7 @@ import os
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,26 @@ class SentenceStore:
         self._unsaved: dict[tuple[str, str, str, int], str] = {}
         self._as_it_was: dict[sqlite3.Connection, _State] = {}
         self._connection()
+
+    @classmethod
+    def shared(cls, path: str | Path) -> SentenceStore:
+        """Open `path` for reading and writing, or where it cannot be written for reading, with a warning.
+
+        Raises:
+            StorageError: as the class.
+        """
+        try:
+            file = Path(path).expanduser().resolve()
+        except (RuntimeError, OSError, ValueError):
+            return cls(path)
+        if not file.is_file() or all(os.access(place, os.W_OK) for place in (file, file.parent)):
+            return cls(path)
+        warnings.warn(
+            f"sentence store: {path} or its folder cannot be written; sentences that it lacks are written by the model "
+            "and not kept. Copy it to where they can be kept, if they are many",
+            stacklevel=2,
+        )
+        return cls(path, read_only=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.path, self.max_sentences, self.read_only)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import gymnasium as gym
@@ -59,6 +60,19 @@ def test_the_store_may_be_named_by_the_environment(
     again = recorded(bundle, tmp_path / "again", 20)
     assert again.sentence.tolist() == first.sentence.tolist()
     assert len(SentenceStore(tmp_path / "s.db")) == found.sentences
+
+
+def test_a_store_that_cannot_be_written_is_read(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.db"
+    recorded(bundle, tmp_path / "log", 12, sentence_store=str(path))
+    before = len(SentenceStore(path))
+    access = os.access
+    # Permissions do not bind root, under whom tests may run.
+    monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK and access(place, mode))
+    with pytest.warns(UserWarning, match=r"s\.db or its folder cannot be written"):
+        log = recorded(bundle, tmp_path / "log", 30, sentence_store=str(path))
+    assert log.sentence.tolist() == recorded(bundle, tmp_path / "whole", 30).sentence.tolist()
+    assert len(SentenceStore(path, read_only=True)) == before
 
 
 def test_the_device_may_be_chosen_by_the_machine(bundle: str, tmp_path: Path) -> None:

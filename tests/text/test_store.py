@@ -259,9 +259,12 @@ def test_references_do_not_make_room(tmp_path: Path) -> None:
 
 
 class Stranger:
-    """A process that may read a folder, and not write into it. Permissions do not bind root, so it is nobody then."""
+    """A process that may read a folder, and not write into it. Permissions do not bind root, so it is nobody then.
 
-    def __init__(self, path: Path, read_only: bool = True) -> None:
+    It opens the store as told, or with None as it can be.
+    """
+
+    def __init__(self, path: Path, read_only: bool | None = True) -> None:
         context = multiprocessing.get_context("fork")
         self.path, self.read_only = path, read_only
         self.here, self.there = context.Pipe()
@@ -276,10 +279,18 @@ class Stranger:
         while True:
             self.there.recv()
             try:
-                store = store or SentenceStore(self.path, read_only=self.read_only)
+                store = store or self.opened()
                 self.there.send((len(store), store.get("m", "s", ["a"], [0])[0]))
             except StorageError as error:
                 self.there.send(str(error))
+
+    def opened(self) -> SentenceStore:
+        if self.read_only is not None:
+            return SentenceStore(self.path, read_only=self.read_only)
+        with pytest.warns(UserWarning, match="cannot be written; sentences that it lacks"):
+            store = SentenceStore.shared(self.path)
+        assert store.complete("m", "s", ["a", "new"], [0, 0], lambda rows: ["n"] * len(rows)) == ["x", "n"]
+        return store
 
     def sees(self) -> tuple[int, str | None] | str:
         folder = self.path.resolve().parent
@@ -301,10 +312,26 @@ def shown() -> Iterator[SentenceStore]:
         yield store
 
 
+def test_what_can_be_written_is_opened_for_it(tmp_path: Path, store: SentenceStore, recwarn: object) -> None:
+    for path in (store.path, tmp_path / "new.db"):
+        with SentenceStore.shared(path) as opened:
+            assert not opened.read_only
+            opened.put("m", "s", ["a"], [0], ["x"])
+    assert not list(recwarn)  # type: ignore[call-overload]
+    for wrong, words in (
+        (tmp_path / "no" / "s.db", "expected a folder"),
+        (tmp_path, "file"),
+        ("~nobody-here/s.db", "nobody-here"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            SentenceStore.shared(wrong)
+
+
 def test_a_folder_that_cannot_be_written_is_read(shown: SentenceStore) -> None:
     reader = Stranger(shown.path)
     assert reader.sees() == (1, "x")
     assert "readonly" in Stranger(shown.path, read_only=False).sees()
+    assert Stranger(shown.path, read_only=None).sees() == (1, "x")
     # What others write meanwhile is seen: when they have left, and while they write through their log.
     many = texts(3000)
     shown.put("m", "s", many, [0] * 3000, ["y" * 99] * 3000)
