@@ -45,7 +45,7 @@ bench: $(STAMP)
 # The published full-LLM experiment; RAW is a folder with MovieLens-10M, BUILD more options of build-assets.
 published: $(STAMP)
 	$(BIN)/offprompts build-assets --published --raw $(RAW) --out $(or $(BUNDLE),published-bundle) $(BUILD)
-	$(BIN)/python -m benchmarks run movielens --bundle $(or $(BUNDLE),published-bundle) --prompts 1000 --out $(or $(OUT),runs/published) --workers 1 $(ARGS)
+	$(BIN)/python -m benchmarks run 'movielens_published/prompts=1000/log=*' --bundle $(or $(BUNDLE),published-bundle) --prompts 1000 --out $(or $(OUT),runs/published) --workers 1 $(ARGS)
 	$(BIN)/python -m benchmarks report --out $(or $(OUT),runs/published)
 
 wheel: $(STAMP)

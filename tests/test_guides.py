@@ -14,7 +14,7 @@ import pytest
 from agents.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ("your-own-log.md", "your-own-domain.md", "your-own-model.md")
+GUIDES = ("your-own-log.md", "your-own-domain.md", "your-own-model.md", "learned-distances.md")
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from agents.networks import StackedMLP
 from agents.regression import RegressionBatch, squared_error_gradient
-from agents.training import Adam, Schedule, train, world_streams
+from agents.training import Adam, Schedule, no_subnormals, train, world_streams
 from offprompts_env.errors import ConfigError, NumericalError
 
 
@@ -68,6 +70,51 @@ def test_an_interruption_leaves_the_threads_as_they_were():
     with pytest.raises(KeyboardInterrupt):
         train(network, Line(), squared_error_gradient, Schedule(5, 16, 1e-2), label="line", on_step=interrupt)
     assert torch.get_num_threads() == threads
+
+
+SUBNORMAL = torch.ones((), dtype=torch.int32).view(torch.float32)
+
+
+def keeps_subnormals():
+    return (SUBNORMAL * 1.0).view(torch.int32).item() == 1
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_subnormals_are_zero_in_a_loop_and_the_callers_business_elsewhere(flushed):
+    seen = []
+
+    def gradient(outputs, batch):
+        seen.append(keeps_subnormals())
+        return outputs.mean((1, 2)), torch.full_like(outputs, 1e-21)
+
+    network = StackedMLP.initialise((1, 8, 1), world_streams([0], "test"))
+    torch.set_flush_denormal(flushed)
+    try:
+        train(
+            network, Line(), gradient, Schedule(3, 16, 1e-2), label="line",
+            on_step=lambda n: seen.append(keeps_subnormals()),
+        )  # fmt: skip
+        # What is called between steps, a user's function say, has what it had.
+        assert seen == [False, not flushed] * 3
+        assert keeps_subnormals() is not flushed
+        with pytest.raises(ZeroDivisionError), no_subnormals():
+            _ = 1 / 0
+        assert keeps_subnormals() is not flushed
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_the_moments_of_adam_hold_no_subnormals():
+    moments = {}
+    for flush in (False, True):
+        adam = Adam(torch.zeros(4), torch.full((4,), 1e-21), 1e-2)
+        for _ in range(5):
+            with no_subnormals() if flush else nullcontext():
+                adam.step()
+        moments[flush] = adam._square[0].view(torch.int32)
+    # The square of 1e-21 is below 1.2e-38, and above zero.
+    assert (moments[False] > 0).all()
+    assert (moments[True] == 0).all()
 
 
 def test_wrong_schedules():

@@ -50,7 +50,7 @@ def ten(**means):
     return point("prompts", "prompts=10", {**dict.fromkeys(ALL, 0.78), **means})
 
 
-AHEAD, PROMPTS, NEAR, DR, NOISE_FALL, NO_NOISE, GAUSSIAN, UNIFORM, TEXT = range(9)
+AHEAD, PROMPTS, NEAR, DR, NOISE_FALL, NO_NOISE, GAUSSIAN, UNIFORM, TEXT, PUBLISHED = range(10)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,8 @@ AHEAD, PROMPTS, NEAR, DR, NOISE_FALL, NO_NOISE, GAUSSIAN, UNIFORM, TEXT = range(
         (UNIFORM, taus("uniform", "monte-carlo", (0.1, 0.4, 0.4, 0.1)), False, "τ = 1 0.400"),
         (TEXT, point("movielens", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), True, "0.200 ± 0.000"),
         (TEXT, point("movielens", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.1}), False, "−0.200 ± 0.000"),
+        (TEXT, point("movielens_published", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), None, "0 of at"),
+        (PUBLISHED, point("movielens_published", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), True, "0.200"),
     ],
 )
 def test_a_statement_holds_or_does_not_or_lacks_rows(which, rows, holds, figures):
