@@ -224,11 +224,17 @@ class NeuralPolicy(Saves):
         """Return ``π_β(a | x, q) ∝ π(a | x, q)^β``; β = 0 is uniform, 1 this policy, larger ones are greedier.
 
         Raises:
-            ConfigError: `beta` is no number ≥ 0.
+            ConfigError: `beta` is no number ≥ 0, or too large for these weights.
         """
         check_number("beta", beta, 0)
         *hidden, last = self.network.layers
-        return NeuralPolicy(MLP((*hidden, last * np.float32(beta))), self.catalogue)
+        with np.errstate(over="ignore"):
+            scaled = (last * beta).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise ConfigError(
+                f"beta: expected weights that stay below 3e38, got {beta!r}; take the greedy policy for ∞"
+            )
+        return NeuralPolicy(MLP((*hidden, scaled)), self.catalogue)
 
     def to_record(self) -> Record:
         """Return what it is made of."""

@@ -110,7 +110,7 @@ def select(
     """Return the runs whose ids match one of `patterns`, in the order of the sweeps.
 
     Args:
-        patterns: a sweep's name, an id, the beginning of one up to a ``/``, or a pattern with ``*``.
+        patterns: a sweep's name, an id, the beginning of one up to a ``/``, or a pattern with ``*`` of either.
         short: take the quick forms.
         worlds: number of worlds in place of the sweep's.
         own: users' agents by name, put beside the built-in learners.
@@ -168,4 +168,5 @@ def _nothing(pattern: str, ids: Sequence[str]) -> ConfigError:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern.rstrip('/')}/") or fnmatch.fnmatchcase(name, pattern)
+    start = f"{pattern.rstrip('/')}/"
+    return name.startswith(start) or any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{start}*"))

@@ -22,12 +22,23 @@ INCIDENTAL = frozenset(
 )  # fmt: skip
 
 
+#: Further arguments of a model's loading that say where its layers are, and so are no more than `device_map`.
+PLACEMENT = frozenset({"max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage"})
+
+
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `settings` without :data:`INCIDENTAL` ones, also inside the settings of a server."""
+    """Return `settings` without :data:`INCIDENTAL` ones, also inside the settings of a server or a model's loading."""
     kept = {name: value for name, value in settings.items() if name not in INCIDENTAL}
     if isinstance(server := kept.get("server"), Mapping):
         kept["server"] = identity(server)
+    if isinstance(loading := kept.get("model_kwargs"), Mapping):
+        kept["model_kwargs"] = not_placing(loading) or None
     return kept
+
+
+def not_placing(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return `model_kwargs` without :data:`PLACEMENT`."""
+    return {name: value for name, value in (model_kwargs or {}).items() if name not in PLACEMENT}
 
 
 def read_object(name: str, text: str, example: str) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """Return `settings` with local paths cut to their last name: a table is passed on, its author's folders are not."""
 
     def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return without_folders(value)
         return Path(value).name if isinstance(value, str) and value and Path(value).exists() else value
 
     return {name: shown(value) for name, value in settings.items()}

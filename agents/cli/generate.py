@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from offprompts_env.errors import ConfigError
 from offprompts_env.text.bulk import BulkReport, Engine, Here, Plan, Processes, RayCluster, generate, plan
 from offprompts_env.text.prompted import TextOutputModel, query_texts
 from offprompts_env.text.store import SentenceStore
+from offprompts_env.text.tokens import counted_by
 from offprompts_env.types import Contexts
 
 # A dry run writes so many sentences, and keeps them, to say how long the rest would take.
@@ -48,7 +50,9 @@ class EnvironmentOutputs:
 
 @dataclass(frozen=True)
 class Generate:
-    """Fill a store with K sentences of each (query, prompt), or of those that a log has.
+    """Fill a store with K sentences of each (query, prompt), or of those that a log has, and with references.
+
+    References are the sentences without a prompt of which a continuous reward is a difference.
 
     In use:
       offprompts generate OffPrompts-MovieLens-v0 --store sentences.db --env n_prompts=20 --samples 4
@@ -109,14 +113,14 @@ class Generate:
         planned = plan(
             outputs, requests, store, samples=self.samples, seed=self.seed, shard_size=self.shard_size
         )  # fmt: skip
-        if self.dry_run:
-            self._say_plan(planned, outputs, store)
-            return
         unprompted = getattr(simulator.rewards, "unprompted", None)
-        if unprompted is not None:
-            unprompted.about(query_texts(queries))
+        asked = () if unprompted is None else unprompted.missing(query_texts(queries))
+        if self.dry_run:
+            self._say_plan(planned, outputs, store, len(asked))
+            return
         try:
-            report = self._generate(planned, make if engine.workers > 1 else lambda: outputs, store, engine)
+            references = _references(unprompted, asked)
+            report = self._generate(planned, make if engine.workers > 1 else lambda: outputs, store, engine, references)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"{self.store} has {len(store):,} sentences; go on with the same command"
@@ -149,27 +153,29 @@ class Generate:
             asked, chosen = np.nonzero(pairs[: len(queries)])
         return queries, outputs.requests(queries.take(asked), chosen)
 
-    def _generate(self, planned: Plan, make: Any, store: SentenceStore, engine: Engine) -> BulkReport:
+    def _generate(
+        self, planned: Plan, make: Any, store: SentenceStore, engine: Engine, references: BulkReport
+    ) -> BulkReport:
         from tqdm import tqdm
 
         with tqdm(total=planned.missing, unit="sentence", disable=True if self.quiet else None) as bar:
 
             def show(report: BulkReport) -> None:
                 if self.price is not None:
-                    bar.set_postfix_str(f"cost {self._cost(report):,.2f}", refresh=False)
+                    bar.set_postfix_str(f"cost {self._cost(references + report):,.2f}", refresh=False)
                 bar.update(report.written - bar.n)
 
-            return generate(planned, make, store, engine, progress=show)
+            return references + generate(planned, make, store, engine, progress=show)
 
     def _cost(self, report: BulkReport) -> float:
         read = self.price or 0.0
         written = read if self.price_written is None else self.price_written
         return (report.tokens_in * read + report.tokens_out * written) / 1e6
 
-    def _say_plan(self, planned: Plan, outputs: TextOutputModel, store: SentenceStore) -> None:
+    def _say_plan(self, planned: Plan, outputs: TextOutputModel, store: SentenceStore, references: int) -> None:
         counts: dict[str, Any] = {
             "requests": planned.requests, "samples": planned.samples, "found": planned.found,
-            "missing": planned.missing, "shards": len(planned.shards),
+            "missing": planned.missing, "references": references, "shards": len(planned.shards),
         }  # fmt: skip
         if planned.shards:
             requests = planned.shards[0].requests[:: planned.samples]
@@ -179,15 +185,16 @@ class Generate:
                 Plan(few.model, few.seed, few.requests, few.samples, few.shards[:1]), lambda: outputs, store
             )
             each = (time.perf_counter() - start) / max(trial.written, 1)
-            counts["seconds"] = each * planned.missing / self.workers
+            counts["seconds"] = each * (planned.missing / self.workers + references)
             if self.price is not None:
-                counts["cost"] = self._cost(trial) / max(trial.written, 1) * planned.missing
+                counts["cost"] = self._cost(trial) / max(trial.written, 1) * (planned.missing + references)
         if self.json:
             print_json(counts)
             return
         print(
             f"{planned.requests:,} requests, {planned.samples} sentences each: {planned.found:,} in {self.store}, "
             f"{planned.missing:,} to write, in {len(planned.shards):,} shards"
+            f"{f'; and {references:,} references without a prompt' if references else ''}"
         )
         if "seconds" in counts:
             cost = f", at a cost of about {counts['cost']:,.2f}" if "cost" in counts else ""
@@ -200,11 +207,32 @@ class Generate:
             cost = {} if self.price is None else {"cost": self._cost(report)}
             print_json({"store": str(self.store), **report.to_json(), **cost})
             return
+        own = f", {report.references:,} of them references without a prompt" if report.references else ""
         lost = f"; {report.lost_workers} workers died and were replaced" if report.lost_workers else ""
         about = "" if report.counted is not None else "about "
         cost_said = "" if self.price is None else f", cost {about}{self._cost(report):,.2f}"
         print(
-            f"{self.store}: {report.written:,} sentences written, {report.found:,} were there; "
+            f"{self.store}: {report.written:,} sentences written{own}, {report.found:,} were there; "
             f"{report.seconds:,.0f} s, {report.sentences_per_second:,.0f} sentences/s, {about}{report.tokens_in:,} "
             f"tokens read and {report.tokens_out:,} written{cost_said}{lost}"
         )
+
+
+def _references(unprompted: Any, asked: Sequence[tuple[str, int]]) -> BulkReport:
+    """Let `unprompted` write the references that are `asked` for, where it has any, and report on it."""
+    if not asked:
+        return BulkReport.of_nothing()
+    start, before = time.perf_counter(), counted_by(unprompted.language_model)
+    queries = list(dict.fromkeys(query for query, _ in asked))
+    said = dict(zip(queries, unprompted.about(queries), strict=True))
+    after = counted_by(unprompted.language_model)
+    return BulkReport(
+        found=0,
+        written=len(asked),
+        seconds=time.perf_counter() - start,
+        characters_in=sum(len(unprompted.formatter.ask(query)) for query, _ in asked),
+        characters_out=sum(len(said[query][k]) for query, k in asked),
+        counted=None if before is None or after is None else after - before,
+        lost_workers=0,
+        references=len(asked),
+    )

@@ -108,7 +108,7 @@ class DomainConfig:
     def __post_init__(self) -> None:
         PromptFormatter(self.template, self.template_without_prompt)
         if self.model_kwargs is not None:
-            check_model_kwargs(self.model_kwargs)
+            check_model_kwargs(self.model_kwargs, spread=self.device_map is not None)
             if is_url(self.lm):
                 raise ConfigError(
                     f"model_kwargs: expected a model in process beside it, got the server {self.lm!r}; leave out either"

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from offprompts_env.config import not_placing
 from offprompts_env.errors import ConfigError
 from offprompts_env.folders import check_replaceable, replaced
 from offprompts_env.movielens.bundle import MANIFEST, Bundle, BundleInfo, write_manifest
@@ -147,10 +148,6 @@ def build_assets(
             f"sentences_per_movie >= {NO_PROMPT_SAMPLES}, got {config.figure_sentences}, {config.splits} and "
             f"{config.sentences_per_movie}"
         )
-    if config.model_kwargs is not None:
-        check_model_kwargs(config.model_kwargs)
-        if config.lm is None:
-            raise ConfigError("model_kwargs: expected an existing language model beside it, got none; set lm too")
     out = Path(out)
     check_replaceable(out, MANIFEST, "a bundle")
     folder = Path(work) if work is not None else out.with_name(out.name + ".work")
@@ -175,6 +172,10 @@ class _Build:
     """One build: each method is a stage, computed once and kept in the work folder."""
 
     def __init__(self, raw: Path, config: BuildConfig, work: Path, quiet: bool) -> None:
+        if config.model_kwargs is not None:
+            check_model_kwargs(config.model_kwargs, spread=config.device_map is not None)
+            if config.lm is None:
+                raise ConfigError("model_kwargs: expected an existing language model beside it, got none; set lm too")
         self.config, self.stages = config, Stages(work, quiet)
         # Stages are kept by what existing models are, not by where they are: another one in their place is seen.
         self._pins = {source: sorted(pin(source).items()) for source in (config.lm, config.encoder) if source}
@@ -218,7 +219,7 @@ class _Build:
                     config.dtype,
                     config.chat_template,
                     config.pad_token,
-                    sorted((config.model_kwargs or {}).items()),
+                    sorted(not_placing(config.model_kwargs).items()),
                 )
             )
             return config.lm

@@ -273,7 +273,7 @@ class MovieLensConfig(Config):
                 f"{self.language_model!r}; set it, or leave vllm out"
             )
         if self.model_kwargs is not None:
-            check_model_kwargs(self.model_kwargs)
+            check_model_kwargs(self.model_kwargs, spread=self.device_map is not None)
             if self.language_model is None or is_url(self.language_model) or self.language_model.startswith(_VLLM):
                 raise ConfigError(
                     "model_kwargs: expected a directory or hub id as language_model beside it, got "

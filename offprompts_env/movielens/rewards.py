@@ -141,6 +141,16 @@ class UnpromptedSentences:
         """
         return self._block_of.get(query, (query,))
 
+    def missing(self, queries: Sequence[str]) -> list[tuple[str, int]]:
+        """Return what :meth:`about` would ask the model for: (query, k)."""
+        unknown = [query for query in dict.fromkeys(queries) if query not in self._sentences]
+        named = [(query, k) for query in unknown for k in range(self.n_samples)]
+        if self.store is None or not named:
+            return named
+        requests, samples = [self.formatter.ask(query) for query, _ in named], [k for _, k in named]
+        left = self.store.missing(self.language_model.fingerprint, NO_PROMPT_SERIES, requests, samples)
+        return [named[position] for position in left]
+
     def about(self, queries: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the K sentences about each query."""
         missing = [query for query in dict.fromkeys(queries) if query not in self._sentences]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from offprompts_env.text.cache import table_series
 from offprompts_env.text.freezing import frozen_sentences
 from offprompts_env.text.prompted import TextOutputModel
 from offprompts_env.text.store import SentenceStore
-from offprompts_env.text.tokens import TokenCount
+from offprompts_env.text.tokens import TokenCount, counted_by
 from offprompts_env.types import FloatArray
 
 MakeOutputs = Callable[[], TextOutputModel]
@@ -91,6 +91,7 @@ class BulkReport:
         counted: tokens that the language model has read and written, sentences that were thrown away included; None
             where it does not count them all. Those of a shard that lost its worker are not known.
         lost_workers: workers that died, each at the cost of its shard.
+        references: how many of the sentences are references without a prompt, which somebody else wrote.
     """
 
     found: int
@@ -100,6 +101,18 @@ class BulkReport:
     characters_out: int
     counted: TokenCount | None
     lost_workers: int
+    references: int = 0
+
+    @classmethod
+    def of_nothing(cls) -> BulkReport:
+        """Return that of a run that had nothing to do."""
+        return cls(0, 0, 0.0, 0, 0, TokenCount(), 0)
+
+    def __add__(self, other: BulkReport) -> BulkReport:
+        """Return what two runs, one after the other, did."""
+        both = self.counted is not None and other.counted is not None
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "counted"}
+        return BulkReport(**sums, counted=self.counted + other.counted if both else None)  # type: ignore[operator]
 
     @property
     def sentences_per_second(self) -> float:
@@ -297,15 +310,12 @@ class _Inside:
                 f"bulk generation: expected a worker with the model {planned.model} of the plan, got one with "
                 f"{self.outputs.fingerprint}; load the same weights and settings everywhere"
             )
-        before = self._counted()
+        before = counted_by(self.outputs)
         sentences = frozen_sentences(self.outputs, shard.requests, shard.samples, planned.seed, None)
-        after = self._counted()
+        after = counted_by(self.outputs)
         tokens = None if before is None or after is None else after - before
         encoder = getattr(self.outputs, "encoder_fingerprint", None)
         return Written(sentences, encoder, None if encoder is None else self.outputs.embed(sentences), tokens)
-
-    def _counted(self) -> TokenCount | None:
-        return getattr(self.outputs, "tokens", None)
 
     def close(self) -> None:
         pass

@@ -211,14 +211,14 @@ class CausalLM:
             device_map: how a model too large for one device is spread, as in ``transformers``: ``"auto"``,
                 ``"balanced"``, ``"sequential"``, or modules and their devices; takes the place of `device`.
             revision: commit of a model on the hub; None for the newest.
-            model_kwargs: further arguments of ``from_pretrained``, JSON-able: ``{"attn_implementation": "eager"}``,
-                ``{"max_memory": {"0": "20GiB"}, "offload_folder": "aside"}``, ``{"quantization_config":
-                {"quant_method": "bitsandbytes", "load_in_8bit": True}}``. Quantized products may round by what else
-                is in a batch, more than those of the class do.
+            model_kwargs: further arguments of ``from_pretrained``, JSON-able: ``{"attn_implementation": "eager"}``;
+                beside a `device_map` ``{"max_memory": {"0": "20GiB"}, "offload_folder": "aside"}``; or
+                ``{"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}``. Quantized products
+                may round by what else is in a batch, more than those of the class do.
 
         Raises:
-            ConfigError: `model_kwargs` names what is set here.
-            MissingDependencyError: `device_map` needs accelerate, which is not installed.
+            ConfigError: `model_kwargs` names what is set here, or what needs a `device_map`.
+            MissingDependencyError: `device_map` or a quantized model needs accelerate, which is not installed.
             ModelError: it cannot be loaded or used; the message says what to do.
         """
         from transformers import AutoModelForCausalLM

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from offprompts_env.config import PLACEMENT
 from offprompts_env.errors import ConfigError, ModelError, missing_dependency, unknown_name
 
 # Weights up to this size are hashed whole; of larger ones every tensor gives an evenly spaced sample.
@@ -27,8 +28,25 @@ _SET_HERE = {
     **dict.fromkeys(("dtype", "torch_dtype"), "pass dtype="),
     "device_map": "pass device_map=",
     "revision": "pass revision=",
-    **dict.fromkeys(("trust_remote_code", "use_safetensors", "weights_only"), "no code that comes with a model is run"),
-    **dict.fromkeys(("config", "state_dict", "local_files_only", "subfolder", "cache_dir", "token"), "leave it out"),
+    **dict.fromkeys(
+        ("trust_remote_code", "use_safetensors", "weights_only", "allow_all_kernels", "use_kernels", "kernel_config"),
+        "no code that comes with a model is run",
+    ),
+    **dict.fromkeys(
+        (
+            "config",
+            "generation_config",
+            "state_dict",
+            "local_files_only",
+            "subfolder",
+            "cache_dir",
+            "token",
+            "output_loading_info",
+            "pretrained_model_name_or_path",
+            "gguf_file",
+        ),
+        "leave it out",
+    ),
 }
 
 MODEL_KWARGS = '{"attn_implementation": "eager"}'
@@ -106,55 +124,63 @@ def load_frozen(
         model_kwargs: further arguments of ``from_pretrained``; see :func:`check_model_kwargs`.
 
     Raises:
-        ConfigError: `model_kwargs` names what is set here.
-        MissingDependencyError: accelerate is needed and not installed.
+        ConfigError: `device_map` is neither text nor a mapping; or `model_kwargs` names what is set here, or what needs
+            a `device_map`.
+        MissingDependencyError: accelerate is needed (`device_map`, quantized models) and not installed.
         ModelError: there is no such model, or it cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     place = resolve_device(device if device_map is None else "auto")
-    spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    more = check_model_kwargs(model_kwargs or {})
-    if spread and importlib.util.find_spec("accelerate") is None:
-        raise missing_dependency("accelerate", "accelerate", "device_map")
     number_type = resolve_dtype(dtype, place)
+    more = check_model_kwargs(model_kwargs or {}, spread=device_map is not None)
+    if device_map is not None and not isinstance(device_map, str | Mapping):
+        raise ConfigError(f"device_map: expected 'auto' or modules and their devices, got {device_map!r}")
     with _found(source) as (name, where):
         # The smallest file first: without a hub, every file asked for waits through retries of its own.
         config = AutoConfig.from_pretrained(name, **where, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, **where, revision=revision)
-        with quiet_loading():
-            model = auto_class.from_pretrained(
-                name,
-                config=config,
-                dtype=number_type,
-                use_safetensors=True,
-                **where,
-                **spread,
-                revision=revision,
-                **more,
-            )
-    # What quantizes weights has put them where it computes.
-    placed = spread or getattr(model, "hf_quantizer", None) is not None
-    return freeze(model if placed else model.to(place)), tokenizer
+    if device_map is None and ("quantization_config" in more or getattr(config, "quantization_config", None)):
+        # Most of what quantizes cannot be moved later, and would choose a device of its own.
+        device_map = {"": str(place)}
+    if device_map is not None:
+        if importlib.util.find_spec("accelerate") is None:
+            raise missing_dependency("accelerate", "accelerate", "device_map or a quantized model")
+        more["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
+    given = {**more, "dtype": number_type, "revision": revision, **where}
+    with _loadable(name, more), quiet_loading():
+        model = auto_class.from_pretrained(name, config=config, use_safetensors=True, **given)
+    return freeze(model if device_map is not None else model.to(place)), tokenizer
 
 
-def check_model_kwargs(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def check_model_kwargs(model_kwargs: Mapping[str, Any], *, spread: bool = True) -> dict[str, Any]:
     """Return further arguments of ``from_pretrained``, as that takes them.
 
     Such as ``attn_implementation``, ``max_memory``, ``offload_folder``, or ``quantization_config``, a mapping with its
     ``quant_method``.
 
+    Args:
+        model_kwargs: the arguments.
+        spread: whether there is a ``device_map``.
+
     Raises:
-        ConfigError: it is no mapping that JSON can hold, names what this package sets, or lets code be run that comes
-            with a model.
+        ConfigError: it is no mapping that JSON can hold, names what this package sets, would let code be run that comes
+            with a model, or says how layers are spread where they are not.
     """
     if not isinstance(model_kwargs, Mapping) or not all(isinstance(name, str) for name in model_kwargs):
         raise ConfigError(f"model_kwargs: expected names and values, such as {MODEL_KWARGS}, got {model_kwargs!r}")
     for name in model_kwargs:
-        if name in _SET_HERE:
-            raise ConfigError(
-                f"model_kwargs: expected arguments that are not set already, got {name!r}; {_SET_HERE[name]}"
-            )
+        if name in _SET_HERE or name.startswith("_"):
+            remedy = _SET_HERE.get(name, "leave it out")
+            raise ConfigError(f"model_kwargs: expected arguments that are not set already, got {name!r}; {remedy}")
+        if name in PLACEMENT and not spread:
+            raise ConfigError(f"model_kwargs: {name} says how layers are spread; pass device_map too, 'auto' say")
+    attention = model_kwargs.get("attn_implementation")
+    if "/" in str(attention):
+        raise ConfigError(
+            f"model_kwargs: expected an attn_implementation of transformers, got {attention!r} of a hub; no code that "
+            "comes from there is run"
+        )
     try:
         json.dumps(dict(model_kwargs), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -176,16 +202,38 @@ def _found(source: str | Path) -> Iterator[tuple[str, dict[str, bool]]]:
     name = str(local) if local.is_dir() else str(source)
     try:
         yield name, {"local_files_only": local.is_dir()}
-    # A TypeError is that of an argument that the model does not know.
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         where = (
             f"the directory {name!r} is not a complete model with a tokenizer and safetensors weights"
             if local.is_dir()
             else f"there is no directory {name!r}, and the model hub has no such id or cannot be reached from here; "
             "download the model on a machine with hub access and pass its directory"
         )
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model: cannot load {name!r}: {where} ({reason})") from error
+        raise ModelError(f"model: cannot load {name!r}: {where} ({_first_line(error)})") from error
+
+
+@contextmanager
+def _loadable(name: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Weights are loaded inside; what goes wrong becomes a ModelError that names the arguments `given`."""
+    if not given:
+        with _found(name):
+            yield
+        return
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever an argument may be wrong in, each architecture and each way to quantize has errors of its own.
+    except Exception as error:
+        raise ModelError(
+            f"model: cannot load {name!r} with {given}: {_first_line(error)} ({type(error).__name__}); check these "
+            "arguments, what they need to be installed, and that it is a complete model with safetensors weights"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def pin(source: str | Path) -> dict[str, str]:
@@ -257,6 +305,10 @@ def fingerprint_of(model: nn.Module, tokenizer: Any, *settings: object) -> str:
             flat = flat[:: max(1, flat.numel() // _HASHED_SAMPLE)]
         digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if quantized := getattr(getattr(model, "config", None), "quantization_config", None):
+        # What is computed in, and from where on, is in no weight.
+        told = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from offprompts_env.errors import ConfigError, DataError
 from offprompts_env.simulator import OutputModel
 from offprompts_env.text.encoder import Encoder
 from offprompts_env.text.language_model import LanguageModel, Randomness
-from offprompts_env.text.tokens import TokenCount
+from offprompts_env.text.tokens import TokenCount, counted_by
 from offprompts_env.types import Array, Contexts, FloatArray, IntArray, Outputs, PromptSet, check_actions
 
 _SLOT = re.compile(r"\{(query|prompt)\}")
@@ -138,7 +138,7 @@ class PromptedLM:
     @property
     def tokens(self) -> TokenCount | None:
         """Those that the language model has read and written so far; None where it does not count."""
-        return getattr(self.language_model, "tokens", None)
+        return counted_by(self.language_model)
 
     @property
     def deterministic(self) -> bool:

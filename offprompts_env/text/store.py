@@ -136,8 +136,8 @@ class SentenceStore:
         path: the file; it is made where there is none. Its folder must exist. Not on a network file system, where
             SQLite's locks do not hold.
         max_sentences: sentences kept; None for no bound.
-        read_only: never write, and refuse to make the file. Where its folder cannot be written either, the file is read
-            as it is while no writer's log lies beside it, and opened anew when it has changed.
+        read_only: never write, and refuse to make the file. Where it or its folder cannot be written either, the file
+            is read as it is while no writer's log lies beside it, and opened anew when it has changed.
 
     Raises:
         ConfigError: `max_sentences` is no integer ≥ 1.
@@ -634,6 +634,10 @@ class SentenceStore:
             raise StorageError(f"sentence store: expected a folder {file.parent}, found none; make it first")
         if not self.read_only:
             return self._opened(file, "mode=rwc")
+        followed = all(_beside(file, ending).exists() for ending in ("-wal", "-shm"))
+        if not followed and not os.access(file, os.W_OK):
+            # SQLite would make the files beside it, as files of ours: whose store it is could not write it any more.
+            return self._opened_as_it_is(file)
         try:
             return self._opened(file, "mode=ro")
         except sqlite3.OperationalError as error:
@@ -643,12 +647,12 @@ class SentenceStore:
             return self._opened_as_it_is(file)
 
     def _opened_as_it_is(self, file: Path) -> sqlite3.Connection:
-        """Open a file in a folder in which SQLite cannot make the files through which it follows writers."""
+        """Open a file beside which SQLite cannot, or must not, make the files through which it follows writers."""
         for ending in ("-wal", "-journal"):
             if _beside(file, ending).exists():
                 raise StorageError(
-                    f"sentence store: {file}{ending} holds what was written last, and cannot be read in a folder that "
-                    "cannot be written; open the store once where it can, or copy both files there"
+                    f"sentence store: {file}{ending} holds what was written last, and cannot be read without being "
+                    "written to; open the store once as somebody who can write it, or copy both files"
                 )
         state = _state(file)
         connection = self._opened(file, "mode=ro&immutable=1")

@@ -24,3 +24,9 @@ class TokenCount:
 
     def __sub__(self, other: TokenCount) -> TokenCount:
         return TokenCount(self.read - other.read, self.written - other.written, self.sentences - other.sentences)
+
+
+def counted_by(writer: object) -> TokenCount | None:
+    """Return what `writer` has read and written so far, its ``tokens``; None where it does not count."""
+    found = getattr(writer, "tokens", None)
+    return found if isinstance(found, TokenCount) else None

@@ -222,8 +222,9 @@ def test_a_tempered_network_is_a_power_of_the_policy(policies, log):
         )
     assert policy.tempered(0.5).catalogue == policy.catalogue
     np.testing.assert_array_equal(policy.probabilities(contexts).astype(np.float64), pmf)
-    with pytest.raises(ConfigError, match="beta"):
-        policy.tempered(float("inf"))
+    for beta in (float("inf"), 1e39):
+        with pytest.raises(ConfigError, match="beta"):
+            policy.tempered(beta)
 
 
 def test_the_published_logging_policy_on_text_is_worth_less_than_what_it_softens(simulator):

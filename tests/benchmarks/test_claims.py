@@ -94,7 +94,12 @@ AHEAD, PROMPTS, NEAR, DR, NOISE_FALL, NO_NOISE, GAUSSIAN, UNIFORM, TEXT, PUBLISH
         (TEXT, point("movielens", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), True, "0.200 ± 0.000"),
         (TEXT, point("movielens", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.1}), False, "−0.200 ± 0.000"),
         (TEXT, point("movielens_published", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), None, "0 of at"),
-        (PUBLISHED, point("movielens_published", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}), True, "0.200"),
+        (
+            PUBLISHED,
+            point("movielens_published", "prompts=all", {**dict.fromkeys(ALL, 0.3), "dso": 0.5}),
+            True,
+            "0.200",
+        ),
     ],
 )
 def test_a_statement_holds_or_does_not_or_lacks_rows(which, rows, holds, figures):

@@ -46,8 +46,10 @@ def test_a_number_of_prompts_is_for_sweeps_on_text() -> None:
     assert {run.point.setting.prompts for run in fewer} == {50}  # type: ignore[attr-defined]
     assert {run.point.x for run in fewer} == {50}
     assert len(fewer) == len(select(["movielens"]))
-    unbounded = "movielens_published/prompts=50/sentences=unbounded"
-    assert {run.point.x for run in select([unbounded], prompts=50)} == {50}
+    for start in ("prompts=50", "*"):
+        unbounded = select([f"movielens_published/{start}/sentences=unbounded"], prompts=50)
+        assert len(unbounded) == 25
+        assert {run.point.x for run in unbounded} == {50}
     assert {run.key for run in select(["movielens_budget"], prompts=50)}.isdisjoint(
         {run.key for run in select(["movielens_budget"])}
     )

@@ -35,6 +35,10 @@ def test_every_incidental_name_is_a_setting() -> None:
     assert known >= INCIDENTAL
     left = identity({"n_prompts": 3, "device": "cuda", "server": {"model": "m", "attempts": 3, "deterministic": True}})
     assert left == {"n_prompts": 3, "server": {"model": "m", "deterministic": True}}
+    loading = {"max_memory": {"cpu": "1GiB"}, "offload_folder": "aside"}
+    assert identity({"model_kwargs": loading}) == identity({"model_kwargs": None}) == {"model_kwargs": None}
+    kept = {"attn_implementation": "eager"}
+    assert identity({"model_kwargs": {**loading, **kept}}) == {"model_kwargs": kept}
 
 
 def test_a_log_goes_on_with_a_store_and_another_batch_size(bundle: str, tmp_path: Path) -> None:

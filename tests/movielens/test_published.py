@@ -144,8 +144,9 @@ def test_a_named_model_is_the_one_that_was_there(
     build(tmp_path / "moved", tmp_path)
     assert len([p for p in (tmp_path / "work").iterdir() if p.name.startswith("sentences-")]) == 2
     assert Bundle.open(out).language_model.chat_template
-    build(tmp_path / "moved", tmp_path, model_kwargs={"attn_implementation": "eager"})
-    assert Bundle.open(out).language_model.model.config._attn_implementation == "eager"
+    for copied in (False, True):
+        build(tmp_path / "moved", tmp_path, model_kwargs={"attn_implementation": "eager"}, copy_lm=copied)
+        assert Bundle.open(out).language_model.model.config._attn_implementation == "eager"
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(checkpoints: Path, tmp_path: Path) -> None:
@@ -192,6 +193,9 @@ def test_what_a_build_takes_is_told_before(
     monkeypatch.setattr("offprompts_env.movielens.build.physical_memory", lambda: 1000)
     assert main(words) == 2
     assert "expected weights that fit" in capsys.readouterr().err
+    for more in ('{"dtype": "x"}', '{"max_memory": {"0": 1}}', "[1]"):
+        assert main([*words, "--dry-run", "--model-kwargs", more]) == 2
+        assert "model" in capsys.readouterr().err
     assert main([*words[:-6], "--lm", str(tmp_path / "nowhere"), "--dry-run"]) == 1
     assert "found none; check the path" in capsys.readouterr().err
 

@@ -117,6 +117,16 @@ def test_tokens_are_counted_where_the_model_counts_them(store: SentenceStore, en
     assert report.to_json()["counted"] is True
 
 
+class OfItsOwn(Words):
+    """Has `tokens` that are no counts."""
+
+    tokens = ("a", "b")
+
+
+def test_tokens_of_another_kind_are_no_counts(store: SentenceStore) -> None:
+    assert generate(planned(store), Make(words=OfItsOwn), store).counted is None
+
+
 def test_a_plan(store: SentenceStore) -> None:
     made = planned(store)
     assert (made.requests, made.samples, made.missing, made.found, len(made.shards)) == (100, K, 300, 0, 10)
@@ -251,6 +261,22 @@ def test_the_command_fills_what_an_environment_needs(
     assert log.sentence.tolist() == same.sentence.tolist()
     assert main(["generate", ID, *words]) == 0
     assert "0 sentences written, 96 were there" in capsys.readouterr().out
+
+
+def test_references_are_said_and_paid(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("--env", f"bundle={bundle}", f"language_model={bundle}/lm", "decoding={'max_new_tokens': 8}")
+    words = (*settings, "--store", str(tmp_path / "s.db"), "--samples", "1", "--queries", "2", "--price", "1000000")
+    trial = run(capsys, *words, "--dry-run")
+    assert (trial["references"], trial["missing"], trial["found"]) == (8, 16, 0)
+    report = run(capsys, *words)
+    # The trial has written all that is no reference: what is spent now is spent on references.
+    assert (report["references"], report["written"], report["found"]) == (8, 8, 16)
+    assert report["counted"]
+    assert report["tokens_in"] >= report["written"] < report["tokens_out"]  # type: ignore[operator]
+    assert report["cost"] == report["tokens_in"] + report["tokens_out"]  # type: ignore[operator]
+    assert len(SentenceStore(tmp_path / "s.db")) == 24
+    assert main(["generate", ID, *words[:-2]]) == 0
+    assert "0 sentences written, 16 were there" in capsys.readouterr().out
 
 
 def test_the_command_fills_what_a_log_needs(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -301,7 +302,9 @@ def test_device_map(tmp_path, tokens, monkeypatch):
     assert spread.fingerprint == plain.fingerprint
     assert spread.generate(EQUAL_LENGTH, rng()) == plain.generate(EQUAL_LENGTH, rng())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"device_map needs .*offprompts-env\[accelerate\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"device_map or a quantized model needs .*offprompts-env\[accelerate\]"
+    ):
         CausalLM.from_pretrained(tmp_path, device_map="auto")
 
 
@@ -342,19 +345,38 @@ def test_accelerators_are_numbers_that_json_has_as_texts():
     assert check_model_kwargs(given) == {"max_memory": {0: "20GiB", 1: "8GiB", "cpu": "1GiB"}}
 
 
-def test_what_quantizes_puts_the_weights_where_they_are(folder, monkeypatch):
-    asked = []
+@pytest.mark.parametrize("where", ["argument", "checkpoint"])
+def test_quantized_weights_are_loaded_to_where_they_compute(folder, monkeypatch, where):
+    asked, quantized = [], {"quant_method": "x", "bits": 4}
 
     def loaded(name, **given):
-        asked.append(given["quantization_config"])
+        asked.append(given)
         model = tiny_models.llama()
-        model.hf_quantizer = object()
+        # Most of what is quantized cannot be moved.
         monkeypatch.setattr(model, "to", lambda *_: pytest.fail("moved"))
         return model
 
+    if where == "checkpoint":
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantized}))
+    more = {"quantization_config": quantized} if where == "argument" else None
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
-    CausalLM.from_pretrained(folder, model_kwargs={"quantization_config": {"quant_method": "x", "bits": 4}})
-    assert asked == [{"quant_method": "x", "bits": 4}]
+    CausalLM.from_pretrained(folder, model_kwargs=more)
+    CausalLM.from_pretrained(folder, model_kwargs=more, device_map="auto")
+    assert [given["device_map"] for given in asked] == [{"": "cpu"}, "auto"]
+    assert [given.get("quantization_config") for given in asked] == [more and quantized] * 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="a quantized model needs"):
+        CausalLM.from_pretrained(folder, model_kwargs=more)
+
+
+def test_how_weights_are_quantized_is_part_of_the_fingerprint(tokens):
+    plain, found = tiny_models.llama(), set()
+    for threshold in (None, 6.0, 3.0):
+        if threshold is not None:
+            plain.config.quantization_config = {"quant_method": "x", "threshold": threshold}
+        found.add(CausalLM(plain, tokens).fingerprint)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(
@@ -366,14 +388,31 @@ def test_what_quantizes_puts_the_weights_where_they_are(folder, monkeypatch):
         ({"device_map": "auto"}, ConfigError, "pass device_map="),
         ({"trust_remote_code": True}, ConfigError, "no code that comes with a model is run"),
         ({"quantization_config": object()}, ConfigError, "expected values that JSON can hold"),
-        ({"attn_implementation": "nope"}, ModelError, "nope"),
-        ({"nonsense": 3}, ModelError, "unexpected keyword argument 'nonsense'"),
+        ({"allow_all_kernels": True}, ConfigError, "no code that comes with a model is run"),
+        ({"attn_implementation": "someone/kernel"}, ConfigError, "no code that comes from there is run"),
+        ({"output_loading_info": True}, ConfigError, "leave it out"),
+        ({"_from_auto": True}, ConfigError, "leave it out"),
+        ({"max_memory": {"cpu": "1GiB"}}, ConfigError, "max_memory says how layers are spread; pass device_map too"),
+        ({"attn_implementation": "nope"}, ModelError, r"with {'attn_implementation': 'nope'}: .*check these arguments"),
+        ({"nonsense": 3}, ModelError, r"with {'nonsense': 3}: .*unexpected keyword argument 'nonsense'"),
         ({"quantization_config": {"load_in_9bit": True}}, ModelError, "quant_method"),
+        ({"quantization_config": {"quant_method": "fp8"}}, ModelError, "check these arguments"),
     ],
 )
 def test_arguments_of_loading_that_do_not_fit(folder, given, error, message):
     with pytest.raises(error, match=message):
         CausalLM.from_pretrained(folder, model_kwargs=given)
+
+
+@pytest.mark.parametrize("device_map", [{"": 0}, {"": "cuda:0"}])
+def test_devices_that_are_not_there(folder, device_map):
+    with pytest.raises(ModelError, match="check these arguments"):
+        CausalLM.from_pretrained(folder, device_map=device_map)
+
+
+def test_a_map_of_devices_is_text_or_a_mapping(folder):
+    with pytest.raises(ConfigError, match=r"device_map: expected 'auto' or modules and their devices, got \['cpu'\]"):
+        CausalLM.from_pretrained(folder, device_map=["cpu"])
 
 
 @pytest.mark.parametrize("aside", [("model.layers.1",), ("model.embed_tokens", "model.layers.0", "lm_head")])

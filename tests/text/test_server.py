@@ -222,7 +222,8 @@ def test_what_is_no_sentence(body, reason):
 @pytest.mark.parametrize(
     "usage",
     [None, [], "12", {}, {"prompt_tokens": 3}, {"prompt_tokens": 3, "completion_tokens": -1},
-     {"prompt_tokens": True, "completion_tokens": 2}, {"prompt_tokens": "3", "completion_tokens": 2.5}],
+     {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": True, "completion_tokens": 2},
+     {"prompt_tokens": "3", "completion_tokens": 2.5}],
 )  # fmt: skip
 def test_a_usage_that_is_none_counts_nothing(usage):
     spent = []

@@ -312,6 +312,25 @@ def shown() -> Iterator[SentenceStore]:
         yield store
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("read_only", [True, None])
+def test_a_reader_leaves_nothing_beside_a_store_of_another_user(shown: SentenceStore, read_only: bool | None) -> None:
+    """In a folder that both may write, SQLite would make files of the reader's, and lock the owner out."""
+    reader = Stranger(shown.path, read_only=read_only)
+    shown.path.parent.chmod(0o777)
+    reader.here.send("look")
+    assert reader.here.poll(60)
+    assert reader.here.recv() == (1, "x")
+    assert [path.name for path in shown.path.parent.iterdir()] == ["s.db"]
+    shown.put("m", "s", ["b"], [0], ["y"])
+    # While the owner writes, the reader follows.
+    reader.here.send("look")
+    assert reader.here.poll(60)
+    assert reader.here.recv() == (2, "x")
+    shown.put("m", "s", ["c"], [0], ["z"])
+    assert {path.stat().st_uid for path in shown.path.parent.iterdir()} == {0}
+
+
 def test_what_can_be_written_is_opened_for_it(tmp_path: Path, store: SentenceStore, recwarn: object) -> None:
     for path in (store.path, tmp_path / "new.db"):
         with SentenceStore.shared(path) as opened:

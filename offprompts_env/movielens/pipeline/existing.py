@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from offprompts_env.config import not_placing
 from offprompts_env.text.cache import sample_generator
 from offprompts_env.text.decoding import Decoding
 from offprompts_env.text.language_model import CausalLM, LanguageModel
@@ -66,12 +67,16 @@ class ExistingModel:
             "dtype": self.dtype,
         }
         if self.copy_lm:
-            return said
+            # Wherever the copy is loaded, its layers are placed anew.
+            return said | _given(model_kwargs=not_placing(self.model_kwargs))
         local = Path(self.source).expanduser()
         source = str(local.resolve()) if local.is_dir() else self.source
-        loaded = {"device_map": self.device_map, "model_kwargs": self.model_kwargs and dict(self.model_kwargs)}
-        given = {name: value for name, value in loaded.items() if value}
-        return {**said, "source": source, **pin(self.source), **given}
+        loaded = _given(device_map=self.device_map, model_kwargs=dict(self.model_kwargs or {}))
+        return {**said, "source": source, **pin(self.source), **loaded}
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value}
 
 
 def save_copy(lm: CausalLM, folder: Path) -> None:

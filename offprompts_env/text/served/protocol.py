@@ -201,8 +201,8 @@ def mended(text: str) -> str:
 
 def _usage(usage: Any) -> TokenCount | None:
     read, written = (usage.get(name) if isinstance(usage, dict) else None for name in _COUNTS)
-    # Neither true nor 1.0 is a count.
-    if type(read) is not int or type(written) is not int or min(read, written) < 0:
+    # Neither true nor 1.0 is a count, and no request is read in no tokens.
+    if type(read) is not int or type(written) is not int or read < 1 or written < 0:
         return None
     return TokenCount(read, written, sentences=1)
 
