@@ -414,12 +414,27 @@ def _budgets() -> dict[int, Mapping[str, Method]]:
 
 def _embeddings() -> tuple[Point, Point]:
     """Return learners with the embeddings of prompts as they are, and shuffled for those that read them."""
-    readers = ("regression", "dr", "potec", "greedy", "sentence-greedy")
-    own = {name: TEXT[name] for name in ("is", "dso", *readers)}
-    shuffled: Mapping[str, Method] = {name: Shuffled(cast("agents.Learner", TEXT[name])) for name in readers}
+    own = {name: TEXT[name] for name in ("is", "dso", *_READERS)}
     return (
         Point("embeddings=own", 0, TextSetting(), own),
-        Point("embeddings=shuffled", 1, TextSetting(), shuffled),
+        Point("embeddings=shuffled", 1, TextSetting(), _shuffled(TEXT)),
+    )
+
+
+# Learners that read the embeddings of prompts.
+_READERS = ("regression", "dr", "potec", "greedy", "sentence-greedy")
+
+
+def _shuffled(methods: Mapping[str, Method]) -> dict[str, Method]:
+    return {name: Shuffled(cast("agents.Learner", methods[name])) for name in _READERS}
+
+
+def _published() -> tuple[Point, ...]:
+    """Return the paper's experiment, and what may decide it: DSO without a bound, embeddings that say nothing."""
+    return (
+        Point("prompts=all", 1062, PublishedSetting(), PUBLISHED),
+        Point("prompts=all/sentences=unbounded", 1062, PublishedSetting(), {"dso": _PUBLISHED_DSO}),
+        Point("prompts=all/embeddings=shuffled", 1062, PublishedSetting(), _shuffled(PUBLISHED)),
     )
 
 
@@ -459,10 +474,7 @@ def sweeps() -> list[Sweep]:
             "movielens_published",
             "MovieLens, logged as in the paper: improvement over no prompt",
             "prompts",
-            (
-                Point("prompts=all", 1062, PublishedSetting(), PUBLISHED),
-                Point("prompts=all/sentences=unbounded", 1062, PublishedSetting(), {"dso": _PUBLISHED_DSO}),
-            ),
+            _published(),
             worlds=5,
             seeds=5,
             world_name="log",

@@ -204,10 +204,11 @@ def test_the_paper_logs_by_a_softer_form_of_what_was_learned_online(setting, sto
 def test_the_published_sweep_has_the_published_schedules():
     sweep = SWEEPS["movielens_published"]
     ids = {run.id for run in sweep.runs()}
-    assert len(ids) == 25 * (len(PUBLISHED) + 1)
+    assert len(ids) == 25 * (len(PUBLISHED) + 1 + 5)
     assert "movielens_published/prompts=all/sentences=unbounded/log=4/seed=4/learner=dso" in ids
-    usual, unbounded = sweep.points
-    assert usual.setting == unbounded.setting == PublishedSetting(beta=0.2, rounds=10_000)
+    usual, unbounded, shuffled = sweep.points
+    assert {point.setting for point in sweep.points} == {PublishedSetting(beta=0.2, rounds=10_000)}
+    assert all(method.learner == usual.methods[name] for name, method in shuffled.methods.items())
     assert usual.methods["regression"] == agents.RegressionPG()
     dso = unbounded.methods["dso"]
     assert (dso.steps, dso.batch_size, dso.learning_rate) == (20_000, 32, 5e-4)
