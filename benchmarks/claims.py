@@ -247,7 +247,7 @@ _CHECKS: Sequence[tuple[str, str, str, _Check]] = (
     ),
     (
         "movielens_published",
-        "on MovieLens, logged as in the paper, DSO is ahead of regression PG, IS PG, DR PG and POTEC",
+        "on MovieLens, logged as in the paper, DSO with 30,000 sentences is ahead of those four",
         f"its mean is above each of theirs {_SURELY}, over logs",
         _leads(["prompts=all"], "dso", ("regression", "is", "dr", "potec")),
     ),

@@ -44,8 +44,9 @@ _HEAD = """\
 Reference runs of the sweeps that `python -m benchmarks list` shows, at the published schedules. A cell is the mean ±
 standard error over worlds (MovieLens: over logs, of means over learning seeds); of several that learn from the
 log alone the best of a point is bold. IQM is the interquartile mean over all points and worlds of the sweep with its
-95% bootstrap interval, and orders the learners. Seconds are processor time of learning one run, worlds batched, without
-what runs share (logging policy, regressions, densities). A score is the optimality, 0 for uniform and 1 for the best
+95% bootstrap interval, and orders the learners; where not all of them were run at all points, the first point does.
+Seconds are processor time of learning one run, worlds batched, without what runs share (logging policy, regressions,
+densities). A score is the optimality, 0 for uniform and 1 for the best
 prompt each time; on MovieLens the improvement over no prompt; for estimators the mean squared error over the variance
 of logged rewards, where less is better.
 """
@@ -73,18 +74,25 @@ def sweep_table(lines: Sequence[Line]) -> str:
     cells = {(line.point, line.learner): line for line in lines}
     whole = {line.learner: line for line in lines if not line.point or len(points) == 1}
     less = _less_is_better(lines[0].sweep)
-    learners = sorted(whole, key=lambda name: (whole[name].iqm if less else -whole[name].iqm, name))
+    # Over other points than those of its neighbours, a mean over points ranks nobody.
+    common = all((point, name) in cells for point in points for name in whole)
+
+    def rank(name: str) -> tuple[float, str]:
+        value = whole[name].iqm if common else cells[points[0], name].mean if (points[0], name) in cells else math.inf
+        return value if less or value == math.inf else -value, name
+
+    learners = sorted(whole, key=rank)
     best = {point: _best([line for line in lines if line.point == point], less=less) for point in points}
     shown = {key: _mean(line, bold=line == best.get(key[0]), less=less) for key, line in cells.items()}
     if len(points) > len(learners):
         head = ["point", *(TITLES.get(name, name) for name in learners)]
         body = [[point, *(shown.get((point, name), "") for name in learners)] for point in points]
     else:
-        head = ["learner", "IQM", *points, "seconds"]
+        head = ["learner", *(["IQM"] if common else []), *points, "seconds"]
         body = [
             [
                 TITLES.get(name, name),
-                _interval(whole[name], less=less),
+                *([_interval(whole[name], less=less)] if common else []),
                 *(shown.get((point, name), "") for point in points),
                 f"{whole[name].seconds:.1f}",
             ]

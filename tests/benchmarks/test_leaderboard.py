@@ -169,6 +169,18 @@ def test_only_what_learns_from_the_log_alone_is_the_best():
     assert "**" not in sweep_table(lines_of([one for one in rows if one.learner != "is"]))
 
 
+def test_learners_of_other_points_are_ranked_by_the_first_one():
+    scores = {("dso", "n=500"): 0.2, ("dso", "n=1000"): 0.9, ("is", "n=500"): 0.4, ("dr", "n=1000"): 0.99}
+    rows = [
+        row(name, world, score + 0.01 * world, point=point, x=float(point[2:]))
+        for (name, point), score in scores.items()
+        for world in range(2)
+    ]
+    table = sweep_table(lines_of(rows)).splitlines()
+    assert table[0] == "| learner | n=500 | n=1000 | seconds |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| IS PG", "| DSO", "| DR PG"]
+
+
 def test_less_is_better_for_estimators():
     rows = [
         row(name, world, score + world * 1e-4, sweep="estimators_n")
