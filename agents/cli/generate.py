@@ -162,7 +162,7 @@ class Generate:
 
             def show(report: BulkReport) -> None:
                 if self.price is not None:
-                    bar.set_postfix_str(f"cost {self._cost(references + report):,.2f}", refresh=False)
+                    bar.set_postfix_str(f"cost {_money(self._cost(references + report))}", refresh=False)
                 bar.update(report.written - bar.n)
 
             return references + generate(planned, make, store, engine, progress=show)
@@ -197,7 +197,7 @@ class Generate:
             f"{f'; and {references:,} references without a prompt' if references else ''}"
         )
         if "seconds" in counts:
-            cost = f", at a cost of about {counts['cost']:,.2f}" if "cost" in counts else ""
+            cost = f", at a cost of about {_money(counts['cost'])}" if "cost" in counts else ""
             minutes = counts["seconds"] / 60
             took = f"{minutes:,.1f} min" if minutes >= 2 else f"{counts['seconds']:.1f} s"
             print(f"about {took}, workers: {self.workers}{cost}")
@@ -210,12 +210,17 @@ class Generate:
         own = f", {report.references:,} of them references without a prompt" if report.references else ""
         lost = f"; {report.lost_workers} workers died and were replaced" if report.lost_workers else ""
         about = "" if report.counted is not None else "about "
-        cost_said = "" if self.price is None else f", cost {about}{self._cost(report):,.2f}"
+        cost_said = "" if self.price is None else f", cost {about}{_money(self._cost(report))}"
         print(
             f"{self.store}: {report.written:,} sentences written{own}, {report.found:,} were there; "
             f"{report.seconds:,.0f} s, {report.sentences_per_second:,.0f} sentences/s, {about}{report.tokens_in:,} "
             f"tokens read and {report.tokens_out:,} written{cost_said}{lost}"
         )
+
+
+def _money(cost: float) -> str:
+    # Two digits that say something, also of a small trial.
+    return f"{cost:,.2f}" if cost >= 1 or not cost else f"{cost:.2g}"
 
 
 def _references(unprompted: Any, asked: Sequence[tuple[str, int]]) -> BulkReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,8 +276,10 @@ def test_references_are_said_and_paid(bundle: str, tmp_path: Path, capsys: pytes
     assert report["tokens_in"] >= report["written"] < report["tokens_out"]  # type: ignore[operator]
     assert report["cost"] == report["tokens_in"] + report["tokens_out"]  # type: ignore[operator]
     assert len(SentenceStore(tmp_path / "s.db")) == 24
-    assert main(["generate", ID, *words[:-2]]) == 0
+    assert main(["generate", ID, *words[:-1], "0.01"]) == 0
     assert "0 sentences written, 16 were there" in capsys.readouterr().out
+    assert main(["generate", ID, *settings, "--store", str(tmp_path / "t.db"), "--queries", "1", "--price", "1"]) == 0
+    assert re.search(r"tokens read and \d+ written, cost 0\.000\d+", capsys.readouterr().out)
 
 
 def test_the_command_fills_what_a_log_needs(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
