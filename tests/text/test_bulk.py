@@ -279,7 +279,7 @@ def test_references_are_said_and_paid(bundle: str, tmp_path: Path, capsys: pytes
     assert main(["generate", ID, *words[:-1], "0.01"]) == 0
     assert "0 sentences written, 16 were there" in capsys.readouterr().out
     assert main(["generate", ID, *settings, "--store", str(tmp_path / "t.db"), "--queries", "1", "--price", "1"]) == 0
-    assert re.search(r"tokens read and \d+ written, cost 0\.000\d+", capsys.readouterr().out)
+    assert re.search(r"tokens read and \d+ written, cost 0\.00\d+", capsys.readouterr().out)
 
 
 def test_the_command_fills_what_a_log_needs(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
