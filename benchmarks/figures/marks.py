@@ -31,7 +31,16 @@ def _columns(labels: Iterable[str]) -> int:
     return 3 if max((len(label) for label in labels), default=0) <= 12 else 2
 
 
-def panels(figure: Any, n: int, *, columns: int = 2, x: str = "", y: str = "", common: bool = True) -> list[Any]:
+def panels(
+    figure: Any,
+    n: int,
+    *,
+    columns: int = 2,
+    x: str = "",
+    y: str = "",
+    common: bool = True,
+    heights: Sequence[float] | None = None,
+) -> list[Any]:
     """Return `n` axes in `columns`, labelled at the edges: `x` below, `y` at the left.
 
     Args:
@@ -41,9 +50,11 @@ def panels(figure: Any, n: int, *, columns: int = 2, x: str = "", y: str = "", c
         x: what is shown to the right.
         y: what is shown upwards.
         common: one vertical scale for all.
+        heights: of the rows, relative to one another; None for equal ones.
     """
     columns = min(columns, n)
-    held = figure.subplots(ceil(n / columns), columns, sharex=True, sharey=common, squeeze=False).ravel().tolist()
+    made = figure.subplots(ceil(n / columns), columns, sharex=True, sharey=common, squeeze=False, height_ratios=heights)
+    held = made.ravel().tolist()
     for index, axis in enumerate(held):
         if index % columns == 0:
             axis.set_ylabel(y)

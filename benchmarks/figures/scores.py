@@ -145,9 +145,12 @@ def _at_step(step: int, row: Row) -> float:
 def boxes(sheet: Sheet) -> Sketch:
     """All runs of each learner, with a box: for a sweep of few worlds and many learning seeds."""
     names = ("best single", "oracle")
+    counts = [len({row.learner for row in sheet.at(points)}) for points in sheet.panels.values()]
 
     def draw(figure: Any, colours: Palette) -> None:
-        axes = panels(figure, len(sheet.panels), columns=1, x=sheet.unit)
+        # Panels may have other learners than their neighbours: each has places of its own.
+        heights = [0.6 + count for count in counts]
+        axes = panels(figure, len(sheet.panels), columns=1, x=sheet.unit, common=False, heights=heights)
         for axis, (panel, points) in zip(axes, sheet.panels.items(), strict=True):
             rows = [row for row in sheet.at(points) if np.isfinite(row.score)]
             by_learner = grouped(rows, lambda row: row.learner)
@@ -166,7 +169,7 @@ def boxes(sheet: Sheet) -> Sketch:
         sheet.heading(sheet.unit),
         f"Each dot is one run, over {worlds_in_words(sheet.rows)}; boxes hold the middle half, the line in them is the "
         "median, whiskers reach to the outermost run within 1.5 box lengths." + settings_in_words(sheet.rows),
-        1.4 + len(sheet.panels) * (0.3 + 0.34 * len(sheet.learners)),
+        1.4 + 0.3 * len(counts) + 0.34 * sum(counts),
         draw,
     )
 

@@ -156,6 +156,15 @@ def test_text_gets_boxes_and_sentences(tmp_path):
     assert {"sentences asked for by a run", "1k", "10k"} <= words(found["movielens_sentences"])
 
 
+def test_panels_of_other_learners_have_names_of_their_own(tmp_path):
+    whole = text_rows({"dso": 40_000, "is": 0}, sweep="movielens_published", point="prompts=all", x=math.nan)
+    more = text_rows({"dso": 40_000}, sweep="movielens_published", point="prompts=all/sentences=unbounded", x=math.nan)
+    drawing = drawn([*whole, *more], tmp_path)["movielens_published_runs"]
+    texts = ET.parse(drawing.path).iter("{http://www.w3.org/2000/svg}text")
+    labels = ["".join(node.itertext()).strip() for node in texts]
+    assert sorted(label for label in labels if label in ("DSO", "IS PG")) == ["DSO", "DSO", "IS PG"]
+
+
 def test_aggregates_say_that_a_score_is_a_mean_over_seeds(tmp_path, paper):
     found = drawn(text_rows({"dso": 40_000, "logging": 0}, sweep="movielens", point="prompts=all"), tmp_path)
     for kind in ("iqm", "profile", "improvement"):
