@@ -20,7 +20,7 @@ from offprompts_env.errors import ConfigError
 from offprompts_env.text.bulk import BulkReport, Engine, Here, Plan, Processes, RayCluster, generate, plan
 from offprompts_env.text.prompted import TextOutputModel, query_texts
 from offprompts_env.text.store import SentenceStore
-from offprompts_env.text.tokens import counted_by
+from offprompts_env.text.tokens import counting
 from offprompts_env.types import Contexts
 
 # A dry run writes so many sentences, and keeps them, to say how long the rest would take.
@@ -227,17 +227,16 @@ def _references(unprompted: Any, asked: Sequence[tuple[str, int]]) -> BulkReport
     """Let `unprompted` write the references that are `asked` for, where it has any, and report on it."""
     if not asked:
         return BulkReport.of_nothing()
-    start, before = time.perf_counter(), counted_by(unprompted.language_model)
-    queries = list(dict.fromkeys(query for query, _ in asked))
-    said = dict(zip(queries, unprompted.about(queries), strict=True))
-    after = counted_by(unprompted.language_model)
+    start, queries = time.perf_counter(), list(dict.fromkeys(query for query, _ in asked))
+    written, tokens = counting(unprompted.language_model, lambda: unprompted.about(queries))
+    said = dict(zip(queries, written, strict=True))
     return BulkReport(
         found=0,
         written=len(asked),
         seconds=time.perf_counter() - start,
         characters_in=sum(len(unprompted.formatter.ask(query)) for query, _ in asked),
         characters_out=sum(len(said[query][k]) for query, k in asked),
-        counted=None if before is None or after is None else after - before,
+        counted=tokens,
         lost_workers=0,
         references=len(asked),
     )

@@ -143,8 +143,7 @@ class UnpromptedSentences:
 
     def missing(self, queries: Sequence[str]) -> list[tuple[str, int]]:
         """Return what :meth:`about` would ask the model for: (query, k)."""
-        unknown = [query for query in dict.fromkeys(queries) if query not in self._sentences]
-        named = [(query, k) for query in unknown for k in range(self.n_samples)]
+        named = self._unknown(queries)
         if self.store is None or not named:
             return named
         requests, samples = [self.formatter.ask(query) for query, _ in named], [k for _, k in named]
@@ -153,13 +152,17 @@ class UnpromptedSentences:
 
     def about(self, queries: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the K sentences about each query."""
-        missing = [query for query in dict.fromkeys(queries) if query not in self._sentences]
-        if missing:
-            named = [(query, k) for query in missing for k in range(self.n_samples)]
+        named = self._unknown(queries)
+        if named:
             written = self._written(named)
-            for index, query in enumerate(missing):
-                self._sentences[query] = tuple(written[index * self.n_samples : (index + 1) * self.n_samples])
+            for start in range(0, len(named), self.n_samples):
+                self._sentences[named[start][0]] = tuple(written[start : start + self.n_samples])
         return [self._sentences[query] for query in queries]
+
+    def _unknown(self, queries: Sequence[str]) -> list[tuple[str, int]]:
+        """Return (query, k) for each of the K sentences of those `queries` that are not in memory."""
+        unknown = [query for query in dict.fromkeys(queries) if query not in self._sentences]
+        return [(query, k) for query in unknown for k in range(self.n_samples)]
 
     def _written(self, named: list[tuple[str, int]]) -> list[str]:
         """Return sentence k about each query: that of the store, else one that the model writes now."""

@@ -27,7 +27,7 @@ from offprompts_env.text.cache import table_series
 from offprompts_env.text.freezing import frozen_sentences
 from offprompts_env.text.prompted import TextOutputModel
 from offprompts_env.text.store import SentenceStore
-from offprompts_env.text.tokens import TokenCount, counted_by
+from offprompts_env.text.tokens import TokenCount, counting
 from offprompts_env.types import FloatArray
 
 MakeOutputs = Callable[[], TextOutputModel]
@@ -310,10 +310,10 @@ class _Inside:
                 f"bulk generation: expected a worker with the model {planned.model} of the plan, got one with "
                 f"{self.outputs.fingerprint}; load the same weights and settings everywhere"
             )
-        before = counted_by(self.outputs)
-        sentences = frozen_sentences(self.outputs, shard.requests, shard.samples, planned.seed, None)
-        after = counted_by(self.outputs)
-        tokens = None if before is None or after is None else after - before
+        sentences, tokens = counting(
+            self.outputs,
+            lambda: frozen_sentences(self.outputs, shard.requests, shard.samples, planned.seed, None),
+        )
         encoder = getattr(self.outputs, "encoder_fingerprint", None)
         return Written(sentences, encoder, None if encoder is None else self.outputs.embed(sentences), tokens)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +34,11 @@ def counted_by(writer: object) -> TokenCount | None:
     """Return what `writer` has read and written so far, its ``tokens``; None where it does not count."""
     found = getattr(writer, "tokens", None)
     return found if isinstance(found, TokenCount) else None
+
+
+def counting(writer: object, work: Callable[[], T]) -> tuple[T, TokenCount | None]:
+    """Do `work`; return what it gives, and what `writer` has read and written for it, None where it does not count."""
+    before = counted_by(writer)
+    done = work()
+    after = counted_by(writer)
+    return done, None if before is None or after is None else after - before
