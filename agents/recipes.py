@@ -9,7 +9,7 @@ from agents.policies import NeuralPolicy, SoftmaxPolicy, UniformPolicy
 from agents.rewards import PromptRewardRegression
 from agents.training import check_seeds, check_simulators
 from offprompts_env.collecting import collect
-from offprompts_env.config import check_number
+from offprompts_env.config import check_kind, check_number
 from offprompts_env.rng import integer_seed
 from offprompts_env.simulator import Simulator
 
@@ -80,11 +80,13 @@ def online_logging_policies(
         seeds: one a simulator.
 
     Raises:
-        ConfigError: `beta` is no number ≥ 0.
+        ConfigError: `beta` is no number ≥ 0, or `online` no policy gradient.
     """
     check_number("beta", beta, 0)
+    learner = OnlinePG() if online is None else online
+    check_kind("online", learner, OnlinePG, "such as agents.OnlinePG(steps=600)")
     own = [integer_seed(seed, "logging policy", "online") for seed in check_seeds(simulators, seeds)]
-    found = (OnlinePG() if online is None else online).fit_many(simulators, seeds=own)
+    found = learner.fit_many(simulators, seeds=own)
     return [policy.tempered(beta) for policy in found]
 
 

@@ -299,6 +299,7 @@ def test_a_log_without_outputs_is_enough_for_prompts(log):
         (lambda s, log: QUICK[1].fit(log, logging_policy=3), ConfigError, "int lacks n_prompts, probabilities"),
         (lambda s, log: agents.logging_policy(PromptEnv(s)), ConfigError, "pass env.unwrapped.simulator"),
         (lambda s, log: agents.online_logging_policy(PromptEnv(s)), ConfigError, "expected a Simulator"),
+        (lambda s, log: agents.online_logging_policy(s, online=3), ConfigError, "online: expected a OnlinePG, got 3"),
         (lambda s, log: agents.online_logging_policy(s, beta=-1.0), ConfigError, "beta: expected a finite number ≥ 0"),
         (
             lambda s, log: agents.OnlinePG().fit(PromptEnv(s)),
